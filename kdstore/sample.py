@@ -1,0 +1,112 @@
+"""Samples: one token sequence, the ranges that have a meaning, and which positions are scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdstore.errors import InputError
+
+if TYPE_CHECKING:
+    from kdstore.signal import SparseSignal
+
+ScoreRule = Literal["supervised", "all"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A half-open token range ``[start, end)`` and what it holds.
+
+    ``kind`` is one of system, user, assistant, tool, reasoning, template, text; an unknown kind is
+    kept as it is.
+    """
+
+    start: int
+    end: int
+    kind: str
+    supervised: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One token sequence ``input_ids_T`` (int32) and all that is known of it.
+
+    ``runs`` are the scored positions as half-open ascending ranges; they are normative, spans are
+    annotation. ``signal`` is the teacher's answer for those positions, None before scoring.
+    """
+
+    sample_id: str
+    input_ids_T: NDArray[np.int32]
+    spans: tuple[Span, ...] = ()
+    runs: tuple[tuple[int, int], ...] = ()
+    text: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    metadata: dict[str, Any] | None = None
+    signal: SparseSignal | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the sequence in tokens."""
+        return len(self.input_ids_T)
+
+    @property
+    def num_scored(self) -> int:
+        """Number of scored positions S."""
+        return sum(end - start for start, end in self.runs)
+
+    @property
+    def positions_S(self) -> NDArray[np.int64]:
+        """int64 [S]: the scored positions, ascending. Position t holds the signal of token t."""
+        return positions_of_runs(self.runs)
+
+    def with_score_rule(self, rule: ScoreRule) -> Sample:
+        """The same sample, scored where it is supervised, or at every position but the first."""
+        if rule == "all":
+            return replace(self, runs=((1, self.num_tokens),) if self.num_tokens > 1 else ())
+        ranges = [(max(span.start, 1), span.end) for span in self.spans if span.supervised]
+        return replace(self, runs=merge_ranges(ranges))
+
+
+def positions_of_runs(runs: tuple[tuple[int, int], ...]) -> NDArray[np.int64]:
+    """int64 [S]: the positions that half-open runs cover."""
+    parts = [np.arange(start, end, dtype=np.int64) for start, end in runs]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def merge_ranges(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Ascending disjoint ranges that cover the same positions; empty ones vanish."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(pair for pair in ranges if pair[0] < pair[1]):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return tuple(merged)
+
+
+def _check_ranges(sample: Sample) -> None:
+    where = f"sample {sample.sample_id!r}"
+    for span in sample.spans:
+        if not 0 <= span.start <= span.end <= sample.num_tokens:
+            raise InputError(
+                "span outside its sample",
+                where=where,
+                expected=f"0 <= start <= end <= {sample.num_tokens}",
+                got=span,
+            )
+    previous = 1
+    for start, end in sample.runs:
+        if not previous <= start < end <= sample.num_tokens:
+            raise InputError(
+                "scored runs must ascend, not overlap and leave out position 0",
+                where=where,
+                expected=f"{previous} <= start < end <= {sample.num_tokens}",
+                got=(start, end),
+            )
+        previous = end
