@@ -1,0 +1,93 @@
+"""The contract of a signal codec.
+
+A codec turns the signals of B samples into named byte planes and back, all samples at once and
+without per-position Python. It owns every rounding: given the same signal and keys it writes the
+same bytes in any batch. What it reads may be hostile: planes that contradict each other raise
+CorruptShardError, and nothing is allocated beyond what the planes' own lengths justify.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdstore.codecs.order import IdOrder
+from kdstore.codecs.planes import Plane, Planes
+from kdstore.codecs.scalars import decode_scalars, encode_scalars, scalar_planes
+from kdstore.errors import SignalError
+from kdstore.hashing import RowKeys
+from kdstore.signal import SparseSignal
+
+
+class SignalCodec(ABC):
+    """Signals of one selection, over one id order, as byte planes."""
+
+    name: ClassVar[str]
+
+    def __init__(self, selection: str, *, order: IdOrder, scalars: Sequence[str]) -> None:
+        self.selection = selection
+        self.order = order
+        self.scalars = tuple(scalars)
+
+    @property
+    def planes(self) -> tuple[str, ...]:
+        """Names of all planes of this codec."""
+        return (*self.entry_planes, *scalar_planes(self.scalars))
+
+    def encode(
+        self, signal: SparseSignal, keys: RowKeys, splits: NDArray[np.int64]
+    ) -> dict[str, Plane]:
+        """Planes of B samples; sample b owns positions ``splits[b]:splits[b + 1]`` (int64).
+
+        Raises SignalError if the signal is not one of this codec's selection and scalars.
+        """
+        self._check(signal)
+        return {
+            **self.encode_entries(signal, keys, splits),
+            **encode_scalars({name: signal.scalars[name] for name in self.scalars}, keys, splits),
+        }
+
+    def decode(self, planes: Planes, num_scored: int) -> SparseSignal:
+        """The signal of the ``num_scored`` positions that the planes hold, entries ascending."""
+        signal = self.decode_entries(planes, num_scored)
+        scalars = decode_scalars(planes, self.scalars, num_scored)
+        return SparseSignal(
+            self.selection,
+            signal.indptr,
+            signal.ids_N,
+            signal.logprobs_N,
+            signal.rest_S,
+            signal.counts_N,
+            signal.tail_N,
+            scalars,
+        )
+
+    @property
+    @abstractmethod
+    def entry_planes(self) -> tuple[str, ...]:
+        """Names of the planes that hold entries and rest."""
+
+    @abstractmethod
+    def encode_entries(
+        self, signal: SparseSignal, keys: RowKeys, splits: NDArray[np.int64]
+    ) -> dict[str, Plane]:
+        """Planes of entries and rest."""
+
+    @abstractmethod
+    def decode_entries(self, planes: Planes, num_scored: int) -> SparseSignal:
+        """The signal without its scalars."""
+
+    def _check(self, signal: SparseSignal) -> None:
+        missing = [name for name in self.scalars if name not in signal.scalars]
+        if signal.selection != self.selection or missing:
+            raise SignalError(
+                "the signal is not of the kind that this codec writes",
+                expected=f"{self.selection} with scalars {list(self.scalars)}",
+                got=f"{signal.selection} with scalars {sorted(signal.scalars)}",
+            )
+        if np.isnan(signal.logprobs_N).any() or (signal.logprobs_N > 1e-5).any():
+            raise SignalError("an entry is no log-probability", expected="values at most 0, no NaN")

@@ -1,0 +1,70 @@
+"""Value grids: ascending levels, and rounding to them.
+
+``nearest`` for what only has to be close, ``stochastic`` for what has to be right on average: it
+picks the level below or above with the probability that makes the expectation exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+PROBABILITY_STEPS = 127
+SCALAR_STEP = 1 / 64
+RANK_EXACT = 255
+RANK_GROWTH = 1.05
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """float64 levels, ascending; a code is an index into them."""
+
+    levels: NDArray[np.float64]
+
+    def decode(self, codes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """float64 levels of the codes."""
+        return self.levels[codes]
+
+    def below(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
+        """int64 codes of the highest level not above each value, so that code + 1 exists."""
+        codes = np.searchsorted(self.levels, values, side="right") - 1
+        return np.clip(codes, 0, len(self.levels) - 2)
+
+    def nearest(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
+        """int64 codes of the level nearest to each value."""
+        low = self.below(values)
+        middle = (self.levels[low] + self.levels[low + 1]) / 2
+        return low + (values > middle)
+
+    def stochastic(
+        self, values: NDArray[np.float64], uniforms: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """int64 codes whose level has the value as its expectation; levels stay as they are."""
+        low = self.below(values)
+        fraction = (values - self.levels[low]) / (self.levels[low + 1] - self.levels[low])
+        return low + (uniforms < fraction)
+
+
+def probability_grid() -> Grid:
+    """Levels uniform in the cube root of the probability: (c / 127)^3 for c = 0 … 127."""
+    return Grid((np.arange(PROBABILITY_STEPS + 1) / PROBABILITY_STEPS) ** 3)
+
+
+def cube_root_grid() -> Grid:
+    """The same levels in the cube root itself, for rounding to the nearest there."""
+    return Grid(np.arange(PROBABILITY_STEPS + 1) / PROBABILITY_STEPS)
+
+
+def nat_grid() -> Grid:
+    """Multiples of 1/64 nat from 0 to 1023.98: two bytes, one code (65535) left for infinity."""
+    return Grid(np.arange(65535) * SCALAR_STEP)
+
+
+def rank_grid() -> Grid:
+    """Ranks: every integer to 255, then steps of 5 %, up to beyond 2^24."""
+    steps = int(np.ceil(np.log(2**25 / RANK_EXACT) / np.log(RANK_GROWTH)))
+    return Grid(
+        np.concatenate([np.arange(RANK_EXACT + 1), RANK_EXACT * RANK_GROWTH ** np.arange(1, steps)])
+    )
