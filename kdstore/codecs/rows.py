@@ -1,0 +1,120 @@
+"""A sample's plain columns, its runs, and the hash that covers its whole row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from kdstore.codecs.planes import Plane
+from kdstore.errors import CorruptShardError
+from kdstore.hashing import canonical_json
+from kdstore.sample import Sample, Span
+
+RUNS = "runs"
+SPAN_TYPE = pa.struct(
+    [("start", pa.int32()), ("end", pa.int32()), ("kind", pa.string()), ("supervised", pa.bool_())]
+)
+PLAIN_COLUMNS = {
+    "sample_id": pa.string(),
+    "num_tokens": pa.int32(),
+    "num_scored": pa.int32(),
+    "input_ids": pa.list_(pa.int32()),
+    "spans": pa.list_(SPAN_TYPE),
+    "text": pa.string(),
+    "messages": pa.string(),
+    "metadata": pa.string(),
+}
+ROW_HASH = "row_hash"
+_NULL = (1 << 64) - 1
+
+
+def plain_arrays(samples: Sequence[Sample]) -> dict[str, pa.Array]:
+    """The plain columns of samples as Arrow arrays."""
+    ids = [sample.input_ids_T for sample in samples]
+    flat = np.concatenate(ids) if ids else np.zeros(0, np.int32)
+    offsets = np.cumsum([0, *map(len, ids)]).astype(np.int32)
+    values: dict[str, list[Any]] = {
+        "sample_id": [sample.sample_id for sample in samples],
+        "num_tokens": [sample.num_tokens for sample in samples],
+        "num_scored": [sample.num_scored for sample in samples],
+        "spans": [[span_dict(span) for span in sample.spans] for sample in samples],
+        "text": [sample.text for sample in samples],
+        "messages": [_json_text(sample.messages) for sample in samples],
+        "metadata": [_json_text(sample.metadata) for sample in samples],
+    }
+    arrays = {name: pa.array(column, PLAIN_COLUMNS[name]) for name, column in values.items()}
+    arrays["input_ids"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, pa.int32()))
+    return {name: arrays[name] for name in PLAIN_COLUMNS}
+
+
+def span_dict(span: Span) -> dict[str, Any]:
+    """A span as the struct that is stored."""
+    return {
+        "start": span.start,
+        "end": span.end,
+        "kind": span.kind,
+        "supervised": span.supervised,
+    }
+
+
+def encode_runs(samples: Sequence[Sample]) -> Plane:
+    """The runs of samples as little-endian int32 pairs (start, end)."""
+    flat = [bound for sample in samples for run in sample.runs for bound in run]
+    offsets = np.cumsum([0, *(8 * len(sample.runs) for sample in samples)], dtype=np.int64)
+    return Plane(np.frombuffer(np.array(flat, dtype="<i4").tobytes(), dtype=np.uint8), offsets)
+
+
+def decode_runs(cell: bytes, *, num_tokens: int, num_scored: int) -> tuple[tuple[int, int], ...]:
+    """The runs in a cell; CorruptShardError unless they ascend inside the sample and cover S."""
+    if len(cell) % 8:
+        raise CorruptShardError("plane 'runs' holds no pairs", expected="8 bytes a run", got=len(cell))
+    bounds: NDArray[np.int32] = np.frombuffer(cell, dtype="<i4")
+    runs = tuple((int(start), int(end)) for start, end in bounds.reshape(-1, 2))
+    ascending = len(bounds) == 0 or (bounds[0] >= 1 and bounds[-1] <= num_tokens)
+    ascending = ascending and all(start < end for start, end in runs)
+    ascending = ascending and all(a[1] <= b[0] for a, b in zip(runs, runs[1:], strict=False))
+    if not ascending or sum(end - start for start, end in runs) != num_scored:
+        raise CorruptShardError(
+            "scored runs do not fit the sample",
+            expected=f"{num_scored} positions within [1, {num_tokens})",
+            got=runs[:4],
+        )
+    return runs
+
+
+def row_hash(columns: Iterable[str], cells: Mapping[str, Any]) -> int:
+    """xxh3_64 over a row: each column's name, then its cell as ``cell_bytes`` gives it."""
+    digest = xxhash.xxh3_64()
+    for name in columns:
+        cell = cell_bytes(cells[name])
+        digest.update(name.encode("utf-8"))
+        digest.update((_NULL if cell is None else len(cell)).to_bytes(8, "little"))
+        digest.update(cell or b"")
+    return digest.intdigest()
+
+
+def cell_bytes(cell: Any) -> bytes | None:
+    """The bytes of a cell that the row hash covers; None for a null.
+
+    Bytes as they are, text in UTF-8, integers as 8 bytes and integer arrays as 4 bytes an element,
+    both little-endian, lists of spans as canonical JSON.
+    """
+    if cell is None or isinstance(cell, bytes):
+        return cell
+    if isinstance(cell, str):
+        return cell.encode("utf-8")
+    if isinstance(cell, int):
+        return cell.to_bytes(8, "little", signed=True)
+    if isinstance(cell, np.ndarray):
+        return cell.astype("<i4").tobytes()
+    return canonical_json(cell)
+
+
+def _json_text(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,126 @@
+"""Commits: the records that make shards exist, and the manifest that gathers them.
+
+A shard that no commit names does not exist. A commit is one small file, written whole; a manifest
+is nothing but many commits in one table, so anyone can rebuild it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdstore.errors import HeaderError
+from kdstore.header import parse_json_object
+from kdstore.layout import is_shard_path
+
+_SCHEMA = pa.schema(
+    [
+        ("unit", pa.int64()),
+        ("path", pa.string()),
+        ("bytes", pa.int64()),
+        ("rows", pa.int64()),
+        ("tokens", pa.int64()),
+        ("scored", pa.int64()),
+        ("xxh3_128", pa.string()),
+        ("footer_bytes", pa.int64()),
+        ("footer_xxh3", pa.string()),
+        ("config_digest", pa.string()),
+        ("commit", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One file of a commit: where it is, what is in it, and the hashes of it and its footer."""
+
+    path: str
+    bytes: int
+    rows: int
+    tokens: int
+    scored: int
+    xxh3_128: str
+    footer_bytes: int
+    footer_xxh3: str
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a unit's work produced. ``statistics`` and ``provenance`` are for people."""
+
+    unit: int
+    shard: ShardRecord
+    config_digest: str
+    statistics: dict[str, Any]
+    provenance: dict[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """The JSON of a commit file."""
+        content = {
+            "unit": self.unit,
+            "files": [{"role": "main", **asdict(self.shard)}],
+            "config_digest": self.config_digest,
+            "statistics": self.statistics,
+            "provenance": self.provenance,
+        }
+        return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode("utf-8")
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, where: str) -> Commit:
+        """The commit in a file's bytes; HeaderError if a field is missing, or its path leaves the store."""
+        content = parse_json_object(data, where=where)
+        try:
+            files = {file["role"]: file for file in content["files"]}
+            record = {name: files["main"][name] for name in ShardRecord.__dataclass_fields__}
+            commit = cls(
+                int(content["unit"]),
+                _checked_record(record),
+                str(content["config_digest"]),
+                dict(content["statistics"]),
+                dict(content["provenance"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise HeaderError(
+                "damaged commit", where=where, got=f"{type(error).__name__}: {error}"
+            ) from error
+        return commit
+
+
+def _checked_record(record: dict[str, Any]) -> ShardRecord:
+    numbers = ("bytes", "rows", "tokens", "scored", "footer_bytes")
+    if any(not isinstance(record[name], int) or record[name] < 0 for name in numbers):
+        raise ValueError(f"a size or count is no number: {record}")
+    if not is_shard_path(str(record["path"])):
+        raise ValueError(f"{record['path']!r} is no path of a shard in the store")
+    return ShardRecord(**record)
+
+
+def manifest_bytes(commits: Sequence[Commit]) -> bytes:
+    """A Parquet table of commits, in order of unit, each with its JSON beside the flat columns."""
+    rows = [
+        {
+            "unit": commit.unit,
+            **asdict(commit.shard),
+            "config_digest": commit.config_digest,
+            "commit": commit.to_bytes().decode("utf-8"),
+        }
+        for commit in sorted(commits, key=lambda commit: commit.unit)
+    ]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_manifest(data: bytes, *, where: str) -> list[Commit]:
+    """The commits of a manifest; HeaderError if it is damaged."""
+    try:
+        texts = pq.read_table(pa.BufferReader(data), columns=["commit"])["commit"].to_pylist()
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise HeaderError("cannot read the manifest", where=where, got=error) from error
+    return [Commit.from_bytes(text.encode("utf-8"), where=where) for text in texts]

@@ -1,0 +1,174 @@
+"""The header of a store: its version, what a reader must know, and what the store is.
+
+``identity`` says what the signals are (teacher, tokenizer, selection, source, seed); its digest is
+the store's ``config_digest``. Versions, devices and times are provenance and live in commits, so
+that an upgrade does not block a resume.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdstore.errors import HeaderError, StoreMismatchError
+from kdstore.hashing import json_digest
+
+FORMAT_VERSION = "0.1"
+KNOWN_FEATURES: frozenset[str] = frozenset()
+MAX_HEADER_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Header:
+    """``plan`` is ``{"kind": "fixed", "units": …}``; features are names that a program must know."""
+
+    identity: dict[str, Any]
+    plan: dict[str, Any]
+    reader_features: tuple[str, ...] = ()
+    writer_features: tuple[str, ...] = ()
+    format_version: str = field(default=FORMAT_VERSION)
+
+    @property
+    def config_digest(self) -> str:
+        """SHA-256 over the canonical JSON of the identity."""
+        return json_digest(self.identity)
+
+    @property
+    def num_units(self) -> int:
+        """Units of work in the plan."""
+        return int(self.plan["units"])
+
+    def to_bytes(self) -> bytes:
+        """Deterministic JSON of the header, for people and programs."""
+        content = {
+            "format_version": self.format_version,
+            "reader_features": list(self.reader_features),
+            "writer_features": list(self.writer_features),
+            "plan": self.plan,
+            "config_digest": self.config_digest,
+            "identity": self.identity,
+        }
+        return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, where: str) -> Header:
+        """The header in a file's bytes.
+
+        Raises HeaderError if it is damaged, of another format version, or names a feature that this
+        version does not know.
+        """
+        content = parse_json_object(data, where=where)
+        _check_version(content.get("format_version"), where)
+        _check_features(content, where)
+        header = cls(
+            _object(content, "identity", where),
+            _object(content, "plan", where),
+            tuple(content.get("reader_features", ())),
+            tuple(content.get("writer_features", ())),
+        )
+        _check_fields(header, where)
+        if content.get("config_digest") != header.config_digest:
+            raise HeaderError(
+                "the header's identity does not match its digest",
+                where=where,
+                expected=content.get("config_digest"),
+                got=header.config_digest,
+                todo="restore kdstore.json from a backup; it is never edited by hand",
+            )
+        return header
+
+
+def parse_json_object(data: bytes, *, where: str) -> dict[str, Any]:
+    """The JSON object in bytes from outside; HeaderError if it is too large, too deep or none."""
+    if len(data) > MAX_HEADER_BYTES:
+        raise HeaderError(
+            "file is too large", where=where, expected=f"at most {MAX_HEADER_BYTES}", got=len(data)
+        )
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise HeaderError("cannot read the JSON", where=where, got=error) from error
+    if not isinstance(content, dict):
+        raise HeaderError(
+            "not a JSON object", where=where, expected="{…}", got=type(content).__name__
+        )
+    return content
+
+
+def check_same_identity(stored: dict[str, Any], wanted: dict[str, Any], *, where: str) -> None:
+    """StoreMismatchError naming the first field in which two identities differ."""
+    difference = _first_difference(stored, wanted, "")
+    if difference is None:
+        return
+    name, old, new = difference
+    raise StoreMismatchError(
+        f"the store was made with another configuration: {name} differs",
+        where=where,
+        expected=f"{name} = {old!r} (in the store)",
+        got=f"{name} = {new!r} (in this run)",
+        todo="dump into a new folder, or repeat the settings of the first run to resume it",
+    )
+
+
+def _first_difference(old: Any, new: Any, name: str) -> tuple[str, Any, Any] | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            found = _first_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+            if found:
+                return found
+        return None
+    return None if old == new else (name, old, new)
+
+
+def _check_version(version: Any, where: str) -> None:
+    if version != FORMAT_VERSION:
+        raise HeaderError(
+            f"format version {version!r} is not one that this kdstore reads",
+            where=where,
+            expected=FORMAT_VERSION,
+            got=version,
+            todo="install a newer kdstore" if _is_later(version) else "dump the store again",
+        )
+
+
+def _is_later(version: Any) -> bool:
+    try:
+        return tuple(map(int, str(version).split("."))) > tuple(map(int, FORMAT_VERSION.split(".")))
+    except ValueError:
+        return False
+
+
+def _check_features(content: dict[str, Any], where: str) -> None:
+    for feature in content.get("reader_features", ()):
+        if feature not in KNOWN_FEATURES:
+            raise HeaderError(
+                f"the store needs the feature {feature!r}, which this kdstore does not know",
+                where=where,
+                expected=f"only {sorted(KNOWN_FEATURES)}",
+                got=feature,
+                todo="install a newer kdstore",
+            )
+
+
+def _object(content: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    value = content.get(name)
+    if not isinstance(value, dict):
+        raise HeaderError(f"the header has no object {name!r}", where=where, expected=name, got=value)
+    return value
+
+
+def _check_fields(header: Header, where: str) -> None:
+    units, signals = header.plan.get("units"), header.identity.get("signals")
+    vocab_size = header.identity.get("vocab_size")
+    if not isinstance(units, int) or units < 0:
+        raise HeaderError("plan.units is no count", where=where, expected="an integer", got=units)
+    if not isinstance(vocab_size, int) or not 0 < vocab_size <= 1 << 24:
+        raise HeaderError(
+            "identity.vocab_size is no vocabulary size",
+            where=where,
+            expected=f"1 to {1 << 24}",
+            got=vocab_size,
+        )
+    if not isinstance(signals, dict) or not signals:
+        raise HeaderError("the header names no signal", where=where, expected="signals", got=signals)

@@ -1,0 +1,54 @@
+"""Where things lie in a store: the one place that knows its paths."""
+
+from __future__ import annotations
+
+import re
+
+HEADER = "kdstore.json"
+ID_ORDER = "idorder.arrow"
+PLAN = "plan.parquet"
+TOKENIZER = "tokenizer"
+DATA = "data"
+COMMITS = "commits"
+MAIN_SIGNAL = "main"
+
+_SHARD = re.compile(r"^data/part-\d{6,}-[0-9a-f]{8}\.parquet$")
+_COMMIT = re.compile(r"^(\d{6,})\.json$")
+_MANIFEST = re.compile(r"^manifest-(\d{6,})\.parquet$")
+
+
+def shard_path(unit: int, attempt: str) -> str:
+    """Path of one attempt (8 hex digits) at a unit's shard."""
+    return f"{DATA}/part-{unit:06d}-{attempt}.parquet"
+
+
+def is_shard_path(path: str) -> bool:
+    """Whether a path from a commit is one that a writer gives, inside the store."""
+    return _SHARD.match(path) is not None
+
+
+def commit_path(unit: int) -> str:
+    """Path of a unit's commit."""
+    return f"{COMMITS}/{unit:06d}.json"
+
+
+def unit_of_commit(name: str) -> int | None:
+    """The unit whose commit has this file name; None for any other file."""
+    match = _COMMIT.match(name)
+    return int(match[1]) if match else None
+
+
+def manifest_path(count: int) -> str:
+    """Path of the manifest of the first ``count`` commits."""
+    return f"manifest-{count:06d}.parquet"
+
+
+def count_of_manifest(name: str) -> int | None:
+    """How many commits the manifest of this name holds; None for any other file."""
+    match = _MANIFEST.match(name)
+    return int(match[1]) if match else None
+
+
+def signal_column(signal: str, plane: str) -> str:
+    """Column of one plane of a named signal."""
+    return f"signal/{signal}/{plane}"

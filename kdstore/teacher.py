@@ -1,0 +1,35 @@
+"""The contract of a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from kdstore.sample import Sample
+from kdstore.signal import SparseSignal
+
+if TYPE_CHECKING:
+    from kdstore.select import Selection
+
+
+class Teacher(Protocol):
+    """Anything that can say, of each scored position, what it held likely there.
+
+    ``vocab_size`` is the width of its logits. It answers each sample once, in any order, holding no
+    more than a bounded number in flight.
+    """
+
+    vocab_size: int
+
+    def score(
+        self, samples: Sequence[Sample], selection: Selection, *, scalars: Sequence[str], seed: int
+    ) -> Iterator[tuple[str, SparseSignal]]:
+        """(sample_id, signal of its scored positions) of each sample.
+
+        Raises TeacherError if the teacher gives what is no distribution.
+        """
+        ...
+
+    def provenance(self) -> dict[str, Any]:
+        """What a commit records of this run: device, versions, mass lost to vocabulary padding."""
+        ...
