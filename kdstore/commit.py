@@ -16,8 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdstore.errors import HeaderError
-from kdstore.header import parse_json_object
-from kdstore.layout import is_shard_path
+from kdstore.filesystem import Folder
+from kdstore.header import Header, parse_json_object
+from kdstore.layout import (
+    COMMITS,
+    commit_path,
+    count_of_manifest,
+    is_shard_path,
+    manifest_path,
+    unit_of_commit,
+)
 
 _SCHEMA = pa.schema(
     [
@@ -124,3 +132,49 @@ def read_manifest(data: bytes, *, where: str) -> list[Commit]:
     except (pa.ArrowException, KeyError, OSError) as error:
         raise HeaderError("cannot read the manifest", where=where, got=error) from error
     return [Commit.from_bytes(text.encode("utf-8"), where=where) for text in texts]
+
+
+def load_commits(folder: Folder, header: Header) -> dict[int, Commit]:
+    """All commits of a store by unit, in order of unit.
+
+    The largest manifest first; the commits folder is listed only where that leaves units open.
+    Raises HeaderError for a damaged commit, or one of another store.
+    """
+    commits = _latest_manifest(folder)
+    if len(commits) < header.num_units:
+        units = [unit_of_commit(name) for name in folder.names(COMMITS)]
+        for unit in units:
+            if unit is not None and unit not in commits:
+                where = folder.location(commit_path(unit))
+                commits[unit] = Commit.from_bytes(folder.read(commit_path(unit)), where=where)
+    for unit, commit in commits.items():
+        _check_commit(commit, unit, header, where=folder.location(commit_path(unit)))
+    return dict(sorted(commits.items()))
+
+
+def _latest_manifest(folder: Folder) -> dict[int, Commit]:
+    counts = [count_of_manifest(name) for name in folder.names()]
+    latest = max((count for count in counts if count is not None), default=None)
+    if latest is None:
+        return {}
+    path = manifest_path(latest)
+    commits = read_manifest(folder.read(path), where=folder.location(path))
+    return {commit.unit: commit for commit in commits}
+
+
+def _check_commit(commit: Commit, unit: int, header: Header, *, where: str) -> None:
+    if commit.unit != unit or not 0 <= unit < header.num_units:
+        raise HeaderError(
+            "a commit names a unit that is not its own",
+            where=where,
+            expected=f"unit {unit} of {header.num_units}",
+            got=commit.unit,
+        )
+    if commit.config_digest != header.config_digest:
+        raise HeaderError(
+            "a commit belongs to another store",
+            where=where,
+            expected=header.config_digest,
+            got=commit.config_digest,
+            todo="remove files that were copied in from another store",
+        )

@@ -80,8 +80,8 @@ class SparseSignal:
 
     @classmethod
     def empty(cls, selection: str) -> SparseSignal:
-        """A signal of no positions."""
-        return cls.from_arrays(selection, [0], [], [])
+        """A signal of no positions, without scalars."""
+        return cls.from_arrays(selection, [0], [], [], counts_N=[], tail_N=[])
 
     def __len__(self) -> int:
         return len(self.indptr) - 1
@@ -186,10 +186,12 @@ class SparseSignal:
     def concat(signals: Sequence[SparseSignal]) -> SparseSignal:
         """The positions of several signals of one selection, one after the other.
 
-        Raises SignalError if the selections or the sets of scalars differ.
+        Signals of no positions add nothing. Raises SignalError if there is no signal at all, or if
+        the selections or the sets of scalars differ.
         """
         if not signals:
             raise SignalError("nothing to concatenate", expected="at least one signal")
+        signals = [signal for signal in signals if len(signal)] or signals[:1]
         first = signals[0]
         for other in signals[1:]:
             if (other.selection, set(other.scalars)) != (first.selection, set(first.scalars)):

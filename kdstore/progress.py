@@ -1,0 +1,57 @@
+"""Progress on standard error: the one place that draws it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+LINE_INTERVAL_S = 10.0
+
+
+class Progress:
+    """A bar on a terminal, a plain line now and then elsewhere, nothing if quiet."""
+
+    def __init__(self, label: str, *, total: int | None, unit: str, quiet: bool = False) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = 0
+        self._terminal = sys.stderr.isatty()
+        self._quiet = quiet
+        self._last_line_s = self._start_s = time.monotonic()
+        self._bar = tqdm(
+            total=total, desc=label, unit=unit, unit_scale=True, disable=quiet or not self._terminal
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+        if error is None and self._draws_lines:
+            self._line("done")
+
+    def advance(self, amount: int) -> None:
+        """Count work that is finished."""
+        self.done += amount
+        self._bar.update(amount)
+        if self._draws_lines and time.monotonic() - self._last_line_s > LINE_INTERVAL_S:
+            self._line("")
+
+    @property
+    def _draws_lines(self) -> bool:
+        return not self._quiet and not self._terminal
+
+    def _line(self, end: str) -> None:
+        self._last_line_s = time.monotonic()
+        rate = self.done / max(self._last_line_s - self._start_s, 1e-9)
+        total = "" if self.total is None else f"/{self.total}"
+        text = f"{self.label}: {self.done}{total} {self.unit}, {rate:,.0f} {self.unit}/s {end}"
+        print(text.rstrip(), file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Writers: the frozen plan, shards, commits, and the pipeline that dumps a teacher."""
