@@ -1,0 +1,1 @@
+"""Readers: stores, samples, batches. ``kdstore.open`` is the front door."""

@@ -1,0 +1,201 @@
+"""The shard reader: rows of one committed file, checked on the way.
+
+The file's size and its footer are checked when it is opened, page checksums and the row hash when a
+row is read, so a plain read gives exactly what was written or raises CorruptShardError.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from kdstore.codecs.base import SignalCodec
+from kdstore.codecs.planes import Plane
+from kdstore.codecs.rows import PLAIN_COLUMNS, ROW_HASH, RUNS, decode_runs, row_hash
+from kdstore.commit import ShardRecord
+from kdstore.errors import CorruptShardError, KDStoreError
+from kdstore.filesystem import Folder
+from kdstore.header import Header, parse_json_object
+from kdstore.layout import signal_column
+from kdstore.sample import Sample, Span
+
+RESTORE = "restore the shard from a copy, or remove its commit and run the dump again"
+_READ_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError)
+
+
+@dataclass(frozen=True)
+class RowDecoder:
+    """Turns stored rows into samples: the codec of a signal, and the header it came from."""
+
+    header: Header
+    codec: SignalCodec
+    signal: str
+
+    def sample(self, cells: Mapping[str, Any]) -> Sample:
+        """The sample of one row's cells; CorruptShardError unless all of it fits together."""
+        ids = np.asarray(cells["input_ids"], dtype=np.int32)
+        num_tokens, num_scored = int(cells["num_tokens"]), int(cells["num_scored"])
+        _expect("num_tokens", num_tokens, len(ids))
+        _check_ids(ids, self.codec.order.vocab_size)
+        planes = {name: _plane(cells, self.signal, name) for name in (RUNS, *self.codec.planes)}
+        runs = decode_runs(
+            planes[RUNS].data.tobytes(), num_tokens=num_tokens, num_scored=num_scored
+        )
+        return Sample(
+            sample_id=cells["sample_id"],
+            input_ids_T=ids,
+            spans=tuple(Span(**span) for span in cells["spans"]),
+            runs=runs,
+            text=cells.get("text"),
+            messages=_json(cells.get("messages")),
+            metadata=_json(cells.get("metadata")),
+            signal=self.codec.decode(planes, num_scored),
+        )
+
+
+class ShardReader:
+    """One shard, opened and checked: row groups on demand, samples by row."""
+
+    def __init__(self, folder: Folder, record: ShardRecord, decoder: RowDecoder) -> None:
+        self.record, self.decoder = record, decoder
+        self.where = folder.location(record.path)
+        self._file = self._open(folder)
+        rows = [self._file.metadata.row_group(g).num_rows for g in range(self.num_row_groups)]
+        self.first_rows = np.cumsum([0, *rows])
+        if int(self.first_rows[-1]) != record.rows:
+            raise self._corrupt("row count", expected=record.rows, got=int(self.first_rows[-1]))
+
+    @property
+    def num_row_groups(self) -> int:
+        """Row groups in the file."""
+        return int(self._file.num_row_groups)
+
+    @property
+    def metadata(self) -> pq.FileMetaData:
+        """The Parquet footer."""
+        return self._file.metadata
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close(force=True)
+
+    def row_group(self, group: int) -> pa.Table:
+        """All columns of one row group; CorruptShardError if a page does not match its checksum."""
+        try:
+            return self._file.read_row_group(group)
+        except _READ_ERRORS as error:
+            raise self._corrupt(f"cannot read row group {group}", got=error) from error
+
+    def column(self, name: str) -> list[Any]:
+        """All values of one plain column, without the signals."""
+        try:
+            values: list[Any] = self._file.read(columns=[name])[name].to_pylist()
+        except _READ_ERRORS as error:
+            raise self._corrupt(f"cannot read column {name!r}", got=error) from error
+        return values
+
+    def group_of_row(self, row: int) -> tuple[int, int]:
+        """The row group that holds a row of the shard, and the row's place in it."""
+        group = int(np.searchsorted(self.first_rows, row, side="right")) - 1
+        return group, row - int(self.first_rows[group])
+
+    def sample(self, table: pa.Table, group: int, index: int) -> Sample:
+        """The sample at a place of a row group's table, its hash checked and its signal decoded."""
+        row = int(self.first_rows[group]) + index
+        try:
+            cells = {name: _cell(table, name, index) for name in table.column_names}
+            stored = cells.pop(ROW_HASH)
+            actual = row_hash(cells, cells)
+        except _READ_ERRORS as error:
+            raise self._corrupt("cannot read the row", row=row, got=error) from error
+        if stored != actual:
+            raise self._corrupt("row hash differs", row=row, expected=stored, got=actual)
+        try:
+            return self.decoder.sample(cells)
+        except (KDStoreError, *_READ_ERRORS) as error:
+            raise self._corrupt("the row does not decode", row=row, got=error) from error
+
+    def _open(self, folder: Folder) -> pq.ParquetFile:
+        try:
+            size = folder.size(self.record.path)
+        except FileNotFoundError as error:
+            raise self._corrupt("the shard is missing", expected="the committed file") from error
+        if size != self.record.bytes:
+            raise self._corrupt("the shard's size differs", expected=self.record.bytes, got=size)
+        footer = folder.read_range(self.record.path, size - self.record.footer_bytes, size)
+        digest = xxhash.xxh3_64_hexdigest(footer)
+        if digest != self.record.footer_xxh3:
+            raise self._corrupt(
+                "the shard's footer differs", expected=self.record.footer_xxh3, got=digest
+            )
+        try:
+            file = pq.ParquetFile(
+                folder.open_file(self.record.path), page_checksum_verification=True
+            )
+            self._check_identity(file)
+        except _READ_ERRORS as error:
+            raise self._corrupt("cannot open the shard", got=error) from error
+        return file
+
+    def _check_identity(self, file: pq.ParquetFile) -> None:
+        content = parse_json_object(file.schema_arrow.metadata[b"kdstore"], where=self.where)
+        digest = self.decoder.header.config_digest
+        if content.get("config_digest") != digest:
+            raise self._corrupt(
+                "the shard belongs to another store",
+                expected=digest,
+                got=content.get("config_digest"),
+            )
+
+    def _corrupt(
+        self, what: str, *, row: int | None = None, expected: Any = None, got: Any = None
+    ) -> CorruptShardError:
+        where = self.where if row is None else f"{self.where}, row {row}"
+        return CorruptShardError(
+            f"corrupt shard: {what}", where=where, expected=expected, got=got, todo=RESTORE
+        )
+
+
+def _cell(table: pa.Table, name: str, index: int) -> Any:
+    scalar = table.column(name)[index]
+    if name == "input_ids":
+        return scalar.values.to_numpy(zero_copy_only=False)
+    if pa.types.is_large_binary(scalar.type):
+        return scalar.as_buffer().to_pybytes()
+    if name not in PLAIN_COLUMNS and name != ROW_HASH:
+        raise ValueError(f"column {name!r} has type {scalar.type}")
+    return scalar.as_py()
+
+
+def _plane(cells: Mapping[str, Any], signal: str, name: str) -> Plane:
+    data = np.frombuffer(cells[signal_column(signal, name)], dtype=np.uint8)
+    return Plane(data, np.array([0, len(data)]))
+
+
+def _json(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except RecursionError as error:
+        raise ValueError("JSON nested too deeply") from error
+
+
+def _expect(name: str, got: int, expected: int) -> None:
+    if got != expected:
+        raise CorruptShardError(f"{name} differs from the row's content", expected=expected, got=got)
+
+
+def _check_ids(ids: np.ndarray[Any, np.dtype[np.int32]], vocab_size: int) -> None:
+    if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < vocab_size):
+        raise CorruptShardError(
+            "a token id lies outside the vocabulary",
+            expected=f"0 to {vocab_size - 1}",
+            got=f"{int(ids.min())} to {int(ids.max())}",
+        )
+

@@ -1,0 +1,183 @@
+"""``kdstore.open``: a store as a random-access sequence of samples."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from kdstore.align import TokenTable
+from kdstore.codecs import IdOrder, SignalCodec, codec_named
+from kdstore.commit import Commit, load_commits
+from kdstore.errors import StoreNotFoundError
+from kdstore.filesystem import Folder
+from kdstore.header import Header
+from kdstore.layout import HEADER, ID_ORDER, MAIN_SIGNAL, TOKENIZER
+from kdstore.readers.shard import RowDecoder, ShardReader
+from kdstore.sample import Sample
+
+if TYPE_CHECKING:
+    from kdstore.readers.loader import Loader
+
+CACHED_ROW_GROUPS = 4
+
+
+def open(url: str | Path, *, signal: str = MAIN_SIGNAL, **storage_options: Any) -> Store:
+    """The store at a path or fsspec URL, of which one named signal is read.
+
+    Raises StoreNotFoundError if there is none and HeaderError if its header cannot be read.
+    """
+    return Store(Folder(url, **storage_options), signal=signal)
+
+
+class Store:
+    """The committed samples of a store, in order of unit: ``len``, ``store[i]``, iteration.
+
+    Opens no shard before one is needed. Can be pickled: files are opened anew in each process, so a
+    torch DataLoader may fork or spawn.
+    """
+
+    def __init__(self, folder: Folder, *, signal: str = MAIN_SIGNAL) -> None:
+        self.folder, self.signal = folder, signal
+        self.header = _read_header(folder)
+        self.commits = list(load_commits(folder, self.header).values())
+        self.first_rows = np.cumsum([0, *(commit.shard.rows for commit in self.commits)])
+        self._reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        open_things = {"_decoder", "_shards", "_groups"}
+        return {name: value for name, value in vars(self).items() if name not in open_things}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._reset()
+
+    def __repr__(self) -> str:
+        return f"Store({self.folder.url!r}, {len(self)} samples)"
+
+    def __len__(self) -> int:
+        return int(self.first_rows[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample at an index, negative ones from the end; CorruptShardError if it is damaged."""
+        row = index + len(self) if index < 0 else index
+        if not 0 <= row < len(self):
+            raise IndexError(f"sample {index} of a store of {len(self)}")
+        unit_index = int(np.searchsorted(self.first_rows, row, side="right")) - 1
+        shard = self.shard(unit_index)
+        group, place = shard.group_of_row(row - int(self.first_rows[unit_index]))
+        return shard.sample(self._group(unit_index, group), group, place)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """Several samples in the order asked for; neighbours share the reading."""
+        found = {index: self[index] for index in sorted(set(indices))}
+        return [found[index] for index in indices]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def config_digest(self) -> str:
+        """Digest of what the store is; equal for every part and resume of one dump."""
+        return self.header.config_digest
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the width of the teacher's logits."""
+        return int(self.header.identity["vocab_size"])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every unit of the plan is committed."""
+        return len(self.commits) == self.header.num_units
+
+    def loader(self, **options: Any) -> Loader:
+        """Batches for training; the options are those of ``kdstore.readers.loader.Loader``."""
+        from kdstore.readers.loader import Loader
+
+        return Loader(self, **options)
+
+    def find(self, sample_id: str) -> int:
+        """The index of a sample's id, by reading the id column; KeyError if there is none."""
+        for unit_index in range(len(self.commits)):
+            ids = self.shard(unit_index).column("sample_id")
+            if sample_id in ids:
+                return int(self.first_rows[unit_index]) + ids.index(sample_id)
+        raise KeyError(sample_id)
+
+    def token_table(self) -> TokenTable:
+        """The bytes behind each token id."""
+        name = f"{TOKENIZER}/table.arrow"
+        return TokenTable.from_bytes(self.folder.read(name), where=self.folder.location(name))
+
+    def copy_tokenizer(self, target: str | Path) -> None:
+        """Copy the stored tokenizer files into a local folder."""
+        Path(target).mkdir(parents=True, exist_ok=True)
+        for name in self.folder.names(TOKENIZER):
+            if name != "table.arrow":
+                (Path(target) / name).write_bytes(self.folder.read(f"{TOKENIZER}/{name}"))
+
+    def shard(self, unit_index: int) -> ShardReader:
+        """The opened shard of the n-th committed unit."""
+        if unit_index not in self._shards:
+            commit = self.commits[unit_index]
+            self._shards[unit_index] = ShardReader(self.folder, commit.shard, self.decoder)
+        return self._shards[unit_index]
+
+    def commit_of(self, unit_index: int) -> Commit:
+        """The commit of the n-th committed unit."""
+        return self.commits[unit_index]
+
+    @property
+    def decoder(self) -> RowDecoder:
+        """What turns rows into samples; reads the id order on first use."""
+        if self._decoder is None:
+            self._decoder = RowDecoder(self.header, self._codec(), self.signal)
+        return self._decoder
+
+    def _codec(self) -> SignalCodec:
+        order = IdOrder.from_bytes(
+            self.folder.read(ID_ORDER),
+            expected_digest=self.header.identity["id_order_digest"],
+            where=self.folder.location(ID_ORDER),
+        )
+        signal = self.header.identity["signals"][self.signal]
+        return codec_named(
+            signal["codec"],
+            signal["selection"],
+            order=order,
+            scalars=signal["scalars"],
+            where=self.folder.location(HEADER),
+        )
+
+    def _group(self, unit_index: int, group: int) -> pa.Table:
+        key = (unit_index, group)
+        if key not in self._groups:
+            self._groups[key] = self.shard(unit_index).row_group(group)
+            while len(self._groups) > CACHED_ROW_GROUPS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(key)
+        return self._groups[key]
+
+    def _reset(self) -> None:
+        self._decoder: RowDecoder | None = None
+        self._shards: dict[int, ShardReader] = {}
+        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+
+
+def _read_header(folder: Folder) -> Header:
+    try:
+        data = folder.read(HEADER)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreNotFoundError(
+            "there is no store here",
+            where=folder.url,
+            expected=f"a folder with {HEADER}",
+            got="no header",
+            todo="check the path, or make the store with kdstore dump",
+        ) from error
+    return Header.from_bytes(data, where=folder.location(HEADER))
