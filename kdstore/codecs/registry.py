@@ -24,6 +24,11 @@ _BY_KIND: dict[str, type[SignalCodec]] = {
 }
 
 
+def codec_name_for(selection: str) -> str:
+    """Name of the codec that new stores use for a selection's text."""
+    return _BY_KIND[selection.partition(":")[0]].name
+
+
 def codec_for(selection: str, *, order: IdOrder, scalars: Sequence[str]) -> SignalCodec:
     """The codec that new stores use for a selection's text, such as ``pps:tau=0.06``."""
     return _BY_KIND[selection.partition(":")[0]](selection, order=order, scalars=scalars)

@@ -15,7 +15,8 @@ from kdstore.select.scalars import compute_scalars
 from kdstore.signal import SparseSignal
 
 DEFAULT_SCALARS = ("label_logprob", "label_rank", "entropy")
-CHUNK_ELEMENTS = 1 << 22
+CPU_CHUNK_ELEMENTS = 1 << 22
+GPU_CHUNK_ELEMENTS = 1 << 26
 
 
 def select(
@@ -34,7 +35,7 @@ def select(
     from ``num_ids`` on are vocabulary padding: they count as -inf, and ``stats`` gathers the mass
     they had. Raises TeacherError on NaN, on +inf and on rows without a finite logit.
     """
-    rows = max(1, CHUNK_ELEMENTS // max(logits_SV.shape[1], 1))
+    rows = rows_per_chunk(logits_SV.shape[1], logits_SV.device)
     names = tuple(scalars)
     parts = [
         _select_chunk(
@@ -52,6 +53,12 @@ def select(
         empty = {name: np.zeros(0, np.float32) for name in names}
         return SparseSignal.from_arrays(selection.spec, [0], [], [], scalars=empty)
     return SparseSignal.concat(parts)
+
+
+def rows_per_chunk(vocab_size: int, device: torch.device) -> int:
+    """Rows of logits to hold at once: 32 MB of float64 on a CPU, 512 MB on a GPU, at least one."""
+    elements = CPU_CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    return max(1, elements // max(vocab_size, 1))
 
 
 def _select_chunk(

@@ -1,0 +1,46 @@
+"""kdstore train: a student from a store."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("train")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--resume", is_flag=True, help="Continue from the last checkpoint in the folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the final figures as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress; only the final figures.")
+def train(
+    config: Path, overrides: tuple[str, ...], resume: bool, as_json: bool, quiet: bool
+) -> None:
+    """Train a student on a store as CONFIG.yaml says.
+
+    KEY=VALUE changes a setting for this run: losses.ce=0.5, training.max_steps=100. Relative
+    paths in the file are relative to the current directory.
+    """
+    from kdstore.train.config import load_config
+
+    loaded = load_config(config, list(overrides))
+
+    from kdstore.train.run import run_training
+
+    metrics = run_training(loaded, resume=resume, quiet=quiet)
+    # Under torchrun and accelerate launch every rank comes here with the same figures.
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(json.dumps(metrics, sort_keys=True) if as_json else _table(metrics))
+
+
+def _table(metrics: dict[str, Any]) -> str:
+    """The figures as two aligned columns."""
+    width = max(len(name) for name in metrics)
+    return "\n".join(f"{name:<{width}}  {_cell(value)}" for name, value in metrics.items())
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,98 @@
+"""What a store holds and where its bytes go, from commits and shard footers alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from kdstore.codecs.rows import RUNS
+from kdstore.codecs.scalars import scalar_planes
+from kdstore.layout import signal_column
+from kdstore.readers.store import Store
+
+
+def store_stats(store: Store) -> dict[str, Any]:
+    """Counts, means and bytes of a store, ready for JSON.
+
+    ``bytes_total`` is the size of all shards, footers included, ``bytes_store`` that of every file.
+    ``bytes_per_position`` divides by scored positions: ``total`` = ``signal`` + ``scalars`` +
+    ``input_ids`` + ``other``. Means are of what the teacher gave, before any rounding. Raises
+    CorruptShardError for a shard whose footer is damaged.
+    """
+    shards = [commit.shard for commit in store.commits]
+    scored = sum(shard.scored for shard in shards)
+    bytes_total = sum(shard.bytes for shard in shards)
+    return {
+        "num_samples": len(store),
+        "num_tokens": sum(shard.tokens for shard in shards),
+        "num_scored": scored,
+        "num_units": len(shards),
+        "num_units_planned": store.header.num_units,
+        "complete": store.is_complete,
+        "selection": store.decoder.codec.selection,
+        "bytes_total": bytes_total,
+        "bytes_store": bytes_total + _bookkeeping_bytes(store),
+        "bytes_per_position": _bytes_per_position(store, bytes_total, scored),
+        "entries_per_position": _mean(store, "entries", scored),
+        "kept_mass": _mean(store, "kept_mass", scored),
+        "mean_scalars": _mean_scalars(store, scored),
+        "padding_mass": _padding_mass(store, scored),
+    }
+
+
+def _bytes_per_position(store: Store, bytes_total: int, scored: int) -> dict[str, Any]:
+    columns = _column_bytes(store)
+    codec, signal = store.decoder.codec, store.signal
+    scalars = {signal_column(signal, plane) for plane in scalar_planes(codec.scalars)}
+    entries = {signal_column(signal, plane) for plane in (RUNS, *codec.entry_planes)}
+    parts = {
+        "total": bytes_total,
+        "signal": sum(columns[name] for name in entries),
+        "scalars": sum(columns[name] for name in scalars),
+        "input_ids": columns["input_ids"],
+    }
+    parts["other"] = 2 * parts["total"] - sum(parts.values())
+    divisor = max(scored, 1)
+    per_column = {name: size / divisor for name, size in sorted(columns.items())}
+    return {**{name: size / divisor for name, size in parts.items()}, "columns": per_column}
+
+
+def _column_bytes(store: Store) -> Counter[str]:
+    """Compressed bytes of each top-level column over all shards."""
+    sizes: Counter[str] = Counter()
+    for index in range(len(store.commits)):
+        metadata = store.shard(index).metadata
+        for group in range(metadata.num_row_groups):
+            row_group = metadata.row_group(group)
+            for column in map(row_group.column, range(row_group.num_columns)):
+                sizes[_top_level(column.path_in_schema)] += column.total_compressed_size
+    return sizes
+
+
+def _top_level(path: str) -> str:
+    return path if path.startswith("signal/") else path.split(".")[0]
+
+
+def _bookkeeping_bytes(store: Store) -> int:
+    folder = store.folder
+    files = [name for name in folder.names() if "." in name]
+    files += [f"{sub}/{name}" for sub in ("tokenizer", "commits") for name in folder.names(sub)]
+    return sum(folder.size(name) for name in files if not name.startswith("."))
+
+
+def _mean(store: Store, name: str, scored: int) -> float:
+    return sum(commit.statistics.get(name, 0) for commit in store.commits) / max(scored, 1)
+
+
+def _mean_scalars(store: Store, scored: int) -> dict[str, float]:
+    sums: Counter[str] = Counter()
+    for commit in store.commits:
+        sums.update(commit.statistics.get("scalar_sums", {}))
+    return {name: total / max(scored, 1) for name, total in sums.items()}
+
+
+def _padding_mass(store: Store, scored: int) -> float:
+    lost = sum(
+        commit.provenance.get("padding_mass", 0.0) * commit.shard.scored for commit in store.commits
+    )
+    return lost / max(scored, 1)

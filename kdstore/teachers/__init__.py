@@ -1,0 +1,1 @@
+"""Teachers: what turns samples into signals. The contract is ``kdstore.teacher.Teacher``."""

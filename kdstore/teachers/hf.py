@@ -1,0 +1,138 @@
+"""The ``hf`` teacher: a transformers causal LM on any torch device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdstore.errors import TeacherError
+from kdstore.hashing import RowKeys
+from kdstore.sample import Sample
+from kdstore.select import DEFAULT_SCALARS, Selection, SelectionStats, select
+from kdstore.select.driver import rows_per_chunk
+from kdstore.signal import SparseSignal
+from kdstore.teachers.hf_head import SplitModel
+from kdstore.teachers.hf_load import CheckpointInfo, load_model
+
+DEFAULT_BATCH_TOKENS = 16_384
+
+
+class HFTeacher:
+    """Scores samples in batches of similar length, at most ``batch_tokens`` tokens with padding.
+
+    ``num_ids`` is how many ids the tokenizer has; logits beyond are vocabulary padding. Raises
+    TeacherError if the model's logits are not as wide as its config says.
+    """
+
+    def __init__(
+        self,
+        info: CheckpointInfo,
+        *,
+        device: str,
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        num_ids: int | None = None,
+    ) -> None:
+        self.info, self.batch_tokens = info, batch_tokens
+        self.vocab_size = info.vocab_size
+        self.num_ids = min(num_ids or info.vocab_size, info.vocab_size)
+        self.stats = SelectionStats()
+        self._split = SplitModel(load_model(info, device=device))
+        self._check_width()
+
+    def score(
+        self,
+        samples: Sequence[Sample],
+        selection: Selection,
+        *,
+        scalars: Sequence[str] = DEFAULT_SCALARS,
+        seed: int = 0,
+    ) -> Iterator[tuple[str, SparseSignal]]:
+        """(sample_id, signal) of each sample that has scored positions, longest first."""
+        for batch in length_batches(samples, batch_tokens=self.batch_tokens):
+            signal = self._score_batch(batch, selection, tuple(scalars), seed)
+            bounds = np.cumsum([0, *(sample.num_scored for sample in batch)])
+            for sample, start, end in zip(batch, bounds, bounds[1:], strict=False):
+                yield sample.sample_id, signal[start:end]
+
+    def provenance(self) -> dict[str, Any]:
+        """Device, versions and the mean probability that vocabulary padding had."""
+        import transformers
+
+        return {
+            "backend": "hf",
+            "device": str(self._split.device),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "padding_mass": self.stats.padding_mass / max(self.stats.num_positions, 1),
+        }
+
+    @torch.inference_mode()
+    def _score_batch(
+        self, batch: Sequence[Sample], selection: Selection, scalars: tuple[str, ...], seed: int
+    ) -> SparseSignal:
+        device = self._split.device
+        ids_BL, rows_S = padded_batch(batch)
+        labels_S = ids_BL.view(-1)[rows_S + 1]
+        hidden = self._split.hidden(ids_BL.to(device)).flatten(0, 1)[rows_S.to(device)]
+        keys = RowKeys.of_samples([(s.sample_id, s.positions_S) for s in batch], seed=seed)
+        rows = rows_per_chunk(self.vocab_size, device)
+        parts = []
+        for start in range(0, len(hidden), rows):
+            chunk = slice(start, start + rows)
+            parts.append(
+                select(
+                    self._split.logits(hidden[chunk]),
+                    labels_S[chunk].to(device),
+                    selection=selection,
+                    keys=keys[chunk],
+                    scalars=scalars,
+                    num_ids=self.num_ids,
+                    stats=self.stats,
+                )
+            )
+        return SparseSignal.concat(parts)
+
+    @torch.inference_mode()
+    def _check_width(self) -> None:
+        probe = torch.zeros((1, 1), dtype=torch.long, device=self._split.device)
+        width = self._split.logits(self._split.hidden(probe)[0]).shape[-1]
+        if width != self.vocab_size:
+            raise TeacherError(
+                "the teacher's logits are not as wide as its config says",
+                where=self.info.path,
+                expected=f"vocab_size {self.vocab_size}",
+                got=f"logits of width {width}",
+                todo="correct vocab_size in the teacher's config.json",
+            )
+
+
+def length_batches(samples: Sequence[Sample], *, batch_tokens: int) -> Iterator[list[Sample]]:
+    """Samples with scored positions, longest first, in batches of bounded padded size.
+
+    A sample longer than ``batch_tokens`` is a batch of its own.
+    """
+    batch: list[Sample] = []
+    for sample in sorted(samples, key=lambda sample: -sample.num_tokens):
+        if not sample.num_scored:
+            continue
+        if batch and batch[0].num_tokens * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield batch
+
+
+def padded_batch(batch: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """``input_ids`` [B, L], padded on the right, and the flat index of each scored position's logits."""
+    width = max(sample.num_tokens for sample in batch)
+    ids = np.zeros((len(batch), width), dtype=np.int64)
+    rows = []
+    for index, sample in enumerate(batch):
+        ids[index, : sample.num_tokens] = sample.input_ids_T
+        rows.append(index * width + sample.positions_S - 1)
+    return torch.from_numpy(ids), torch.from_numpy(np.concatenate(rows))

@@ -1,0 +1,77 @@
+"""The student of a run: its model, its tokenizer, and whether the store fits it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from kdstore.align import TokenTable
+from kdstore.errors import StoreMismatchError, UsageError
+from kdstore.train.config import StudentConfig
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+
+def build_student(config: StudentConfig, *, seed: int) -> nn.Module:
+    """The saved model, or a new one whose weights depend on its configuration and ``seed`` only.
+
+    Raises UsageError if transformers cannot load it.
+    """
+    dtype = getattr(torch, config.dtype)
+    try:
+        if config.path is not None:
+            return AutoModelForCausalLM.from_pretrained(config.path, dtype=dtype)  # type: ignore[no-any-return]
+        torch.manual_seed(seed)
+        architecture = AutoConfig.from_pretrained(config.config)
+        return AutoModelForCausalLM.from_config(architecture, dtype=dtype)  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        key = "student.path" if config.path is not None else "student.config"
+        raise UsageError(
+            "the student cannot be loaded",
+            where=f"{key}: {config.path or config.config}",
+            expected="a saved model" if config.path is not None else "a folder with config.json",
+            got=str(error).splitlines()[0],
+        ) from error
+
+
+def load_tokenizer(config: StudentConfig, store: Any) -> Any:
+    """The tokenizer saved with the student; the store's if the student is new or has none."""
+    if config.path is not None and _has_tokenizer(config.path):
+        return AutoTokenizer.from_pretrained(config.path)
+    with TemporaryDirectory() as folder:
+        store.copy_tokenizer(folder)
+        return AutoTokenizer.from_pretrained(folder)
+
+
+def check_vocabulary(model: Any, tokenizer: Any, store: Any) -> None:
+    """Raise StoreMismatchError unless the student means and has every id that is stored."""
+    identity = store.header.identity
+    found = TokenTable.from_tokenizer(tokenizer).fingerprint()
+    if found != identity["vocab_digest"]:
+        raise StoreMismatchError(
+            "the student's tokenizer gives other meanings to the store's token ids",
+            expected=f"vocab_digest {identity['vocab_digest']}",
+            got=f"vocab_digest {found}",
+            todo="train a student with the teacher's tokenizer",
+        )
+    # Ids that the tokenizer does not have are padding of the teacher's logits and never stored.
+    needed = min(int(identity["vocab_size"]), len(tokenizer))
+    rows = model.get_output_embeddings().weight.shape[0]
+    if rows < needed:
+        raise StoreMismatchError(
+            "the student's vocabulary is smaller than the store's",
+            expected=f"at least {needed} rows in the student's head",
+            got=rows,
+            todo="set vocab_size in the student's config.json, or resize its embeddings",
+        )
+
+
+def _has_tokenizer(path: str) -> bool:
+    """Whether a folder holds a tokenizer; a model that is no folder (a hub name) always does."""
+    folder = Path(path)
+    return not folder.is_dir() or any((folder / name).exists() for name in _TOKENIZER_FILES)
