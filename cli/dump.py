@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdstore.errors import UsageError
+from kdstore.filesystem import Folder
+from kdstore_cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from kdstore.teachers.hf_load import CheckpointInfo
+    from kdstore.writers.store import StoreWriter
 
 
 @click.command()
@@ -42,13 +47,15 @@ from kdstore.errors import UsageError
 def dump(**options: Any) -> None:
     """Score a data set with a teacher and store the signals. Run it again to resume."""
     from kdstore.inputs import InputConfig, SampleBuilder, open_source
+    from kdstore.select import DEFAULT_SCALARS, parse_selection
+    from kdstore.teachers.hf import HFTeacher
     from kdstore.teachers.hf_load import default_device, describe_checkpoint, load_tokenizer
     from kdstore.writers.dump import DumpConfig, DumpSource, open_dump, run_units
 
     worker, num_workers = parse_worker(options["worker"])
     config = DumpConfig(
-        selection=_canonical(options["selection"]),
-        scalars=_scalars(options["temperatures"]),
+        selection=parse_selection(options["selection"]).spec,
+        scalars=(*DEFAULT_SCALARS, *temperature_scalars(options["temperatures"])),
         score=options["score"],
         unit_tokens=options["unit_tokens"],
         seed=options["seed"],
@@ -58,15 +65,16 @@ def dump(**options: Any) -> None:
     tokenizer = load_tokenizer(info.path)
     rows = open_source(options["data"], split=options["split"])
     input_config = InputConfig(
-        max_length=_max_length(options["max_length"], info.max_length),
+        max_length=_max_length(options["max_length"], info),
         overlong=options["overlong"],
         add_bos=options["add_bos"],
         add_eos=options["add_eos"],
         keep_text=options["keep_text"],
     )
-    source = DumpSource(rows, SampleBuilder(tokenizer, input_config, rows.name), config.score)
+    builder = SampleBuilder(tokenizer, input_config, rows.name, locate=rows.locate)
+    source = DumpSource(rows, builder, config.score)
     writer = open_dump(
-        _folder(options["out"]),
+        Folder(options["out"]),
         source,
         teacher=info.identity,
         vocab_size=info.vocab_size,
@@ -74,13 +82,17 @@ def dump(**options: Any) -> None:
         config=config,
         quiet=options["quiet"],
     )
-    counted = source.builder.counters()
     pending = writer.pending_units(worker=worker, num_workers=num_workers)
     if pending and not options["plan_only"]:
-        teacher = _teacher(info, tokenizer, device, options["batch_tokens"])
+        teacher = HFTeacher(
+            info,
+            device=device,
+            batch_tokens=options["batch_tokens"],
+            num_ids=num_ids_of(tokenizer, info),
+        )
         run_units(writer, teacher, source, pending, quiet=options["quiet"])
-    complete = writer.seal()
-    _report(writer, counted, complete=complete, as_json=options["as_json"])
+    writer.seal()
+    _report(writer, as_json=options["as_json"], quiet=options["quiet"])
 
 
 def parse_worker(text: str) -> tuple[int, int]:
@@ -89,3 +101,57 @@ def parse_worker(text: str) -> tuple[int, int]:
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise UsageError("cannot read the worker", where="--unit", expected="i/N, i < N", got=text)
     return int(index), int(count)
+
+
+def temperature_scalars(text: str) -> tuple[str, ...]:
+    """Names of the scalars that ``1.5,2`` asks for; UsageError for anything but temperatures."""
+    from kdstore.select.scalars import LSE_T_PREFIX, temperature_of
+
+    names = tuple(f"{LSE_T_PREFIX}{part.strip()}" for part in text.split(",") if part.strip())
+    return tuple(f"{LSE_T_PREFIX}{temperature_of(name)}" for name in names)
+
+
+def num_ids_of(tokenizer: Any, info: CheckpointInfo) -> int:
+    """How many ids the tokenizer has, up to the logits' width; a wider one is warned of."""
+    from kdstore.align import TokenTable
+
+    num_ids = len(TokenTable.from_tokenizer(tokenizer))
+    if num_ids > info.vocab_size:
+        click.echo(
+            f"kdstore: warning: the tokenizer has {num_ids} ids, the teacher's logits only "
+            f"{info.vocab_size}; ids beyond cannot be scored and are refused where they occur",
+            err=True,
+        )
+    return min(num_ids, info.vocab_size)
+
+
+def _max_length(wanted: int | None, info: CheckpointInfo) -> int | None:
+    if wanted is not None and info.max_length is not None and wanted > info.max_length:
+        raise UsageError(
+            "--max-length is more than the teacher takes",
+            where=info.path,
+            expected=f"at most {info.max_length} (max_position_embeddings)",
+            got=wanted,
+        )
+    return wanted or info.max_length
+
+
+def _report(writer: StoreWriter, *, as_json: bool, quiet: bool) -> None:
+    shards = [commit.shard for commit in writer.commits.values()]
+    scored = sum(shard.scored for shard in shards)
+    size = sum(shard.bytes for shard in shards)
+    found = {
+        "url": writer.folder.url,
+        "complete": len(shards) == writer.plan.num_units,
+        "units": f"{len(shards)} of {writer.plan.num_units}",
+        "samples": sum(shard.rows for shard in shards),
+        "tokens": sum(shard.tokens for shard in shards),
+        "scored": scored,
+        "bytes": size,
+        "bytes_per_position": size / max(scored, 1),
+        **writer.header.plan["input"],
+    }
+    if as_json:
+        print_json(found)
+    elif not quiet:
+        print_table(found.items())

@@ -191,10 +191,8 @@ def _exact_positions(
     weight_S: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
     """Positions where the largest head could vanish, or another head could."""
-    highest = np.bincount(
-        other_rows, weights=_GRID.levels[_GRID.below(other_values) + 1], minlength=len(signal)
-    )
-    highest += signal.tail_counts_S * _GRID.levels[_GRID.below(weight_S) + 1]
+    highest = signal.tail_counts_S * _GRID.levels[_GRID.below(weight_S) + 1]
+    np.add.at(highest, other_rows, _GRID.levels[_GRID.below(other_values) + 1])
     has_head = signal.entries_S > signal.tail_counts_S
     exact = (highest >= 1) & has_head
     exact[other_rows[other_values < _GRID.levels[1]]] = True

@@ -4,7 +4,8 @@ Supervised is what the model itself would have to generate: everything of an ass
 the end of the generation prompt (``<|im_start|>assistant\\n``) up to and including the end-of-turn
 token (``<|im_end|>``), thoughts and tool calls included. The line break that templates write after
 it is not: generation has stopped by then. A template with ``{% generation %}`` says itself what is
-generated, and is believed.
+generated, and is believed. In both cases every content must be found in the rendering, as it is:
+a template for images and text, say, drops contents that are strings without a word.
 """
 
 from __future__ import annotations
@@ -17,24 +18,11 @@ import numpy as np
 from kdstore.errors import InputError
 from kdstore.inputs.config import InputConfig
 from kdstore.inputs.marks import RewrittenError, locate, mark_messages
-from kdstore.inputs.messages import Message, kind_of
+from kdstore.inputs.messages import Conversation, kind_of
 from kdstore.inputs.spans import SpanPainter, TokenMap
 from kdstore.inputs.template import CharRange, ChatTemplate
 from kdstore.inputs.tokenize import EMPTY, Encoded, tokenize_with_offsets
 from kdstore.inputs.turns import Block, assistant_turns, blocks_of
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Messages and tools; assistant turns before message ``first_supervised`` do not count.
-
-    ``where`` is the row's place in words.
-    """
-
-    messages: list[Message]
-    where: str
-    tools: list[dict[str, Any]] | None = None
-    first_supervised: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,7 @@ class ChatEncoder:
             return EMPTY
         if self.template.generates(chat.tools, chat.where):
             text, ranges = self.template.render_generated(chat.messages, chat.tools, chat.where)
-            blocks = self._blocks_if_possible(text, chat)
+            blocks = self._blocks(text, chat)
             answers = _generated(ranges, blocks, chat)
         else:
             text = self.template.render(chat.messages, chat.tools, chat.where)
@@ -85,20 +73,11 @@ class ChatEncoder:
         except RewrittenError as error:
             raise self._rewritten(error, chat) from None
 
-    def _blocks_if_possible(self, text: str, chat: Conversation) -> list[Block]:
-        """The same; none if only annotation is lost by it, not the border of prompt and answer."""
-        try:
-            return self._blocks(text, chat)
-        except InputError:
-            if chat.first_supervised:
-                raise
-            return []
-
     def _turns(self, text: str, blocks: list[Block], chat: Conversation) -> list[_Answer]:
         try:
             return [
                 _Answer(turn, index >= chat.first_supervised)
-                for index, turn in assistant_turns(text, chat.messages, blocks, self.template)
+                for index, turn in assistant_turns(text, chat, blocks, self.template)
             ]
         except RewrittenError as error:
             raise self._rewritten(error, chat) from None
@@ -111,7 +90,7 @@ class ChatEncoder:
             where=f"{chat.where}, message {error.message}, {self.template}",
             expected="a template that writes each text once, as it is",
             got=f"content {message['content']!r:.80}",
-            todo="use a template with {% generation %} blocks, or tokenise yourself and give "
+            todo="use the chat template that the data was made for, or tokenise yourself and give "
             "input_ids and labels",
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import zlib
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import zstandard
 
 from kdstore.errors import InputError, MissingDependencyError, UsageError
 from kdstore.inputs.base import Source
+from kdstore.inputs.zstd import ZstdFrames
 
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 _BLOCK_BYTES = 1 << 20
@@ -37,12 +39,13 @@ class InputFile:
     @contextmanager
     def open(self, *, decompress: bool = False) -> Iterator[IO[bytes]]:
         """The file opened for reading bytes; what cannot be read raises InputError."""
-        compression = "infer" if decompress else None
+        zstd = decompress and self.path.endswith(".zst")
+        compression = "infer" if decompress and not zstd else None
         with (
             refusing_unreadable(self.location),
             self.fs.open(self.path, "rb", compression=compression) as stream,
         ):
-            yield stream
+            yield io.BufferedReader(ZstdFrames(stream)) if zstd else stream
 
     def fingerprint(self) -> dict[str, Any]:
         """``name``, ``bytes`` and ``xxh3_128`` (hex) of the file as it lies on disk."""

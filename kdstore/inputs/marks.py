@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from kdstore.inputs.messages import Message, kind_of
 _MARK = re.compile(r"kdmark0q(\d+)z")
 # Templates look for these in a content and act on them, so the marked content keeps them.
 _TAGS = re.compile(r"(</?(?:think|tool_call|tool_response)>)")
+_DROPPABLE = ("reasoning", "aside")
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -28,15 +30,16 @@ class Mark:
     """A text of message ``message``: its core without the white space around it.
 
     White space stays in the marked content, where the template strips it as it strips the real one.
-    ``role`` is what the text is: content, reasoning (which templates drop from earlier turns) or
-    call (of a tool). ``trail`` is the white space that followed the core.
+    ``role`` is what the text is: content, call (of a tool), reasoning (which templates drop from
+    earlier turns) or aside (a content beside calls, which some drop, and some take for reasoning).
+    ``trail`` is the white space that followed the core.
     """
 
     message: int
     core: str
     trail: str
     role: str
-    escapable: bool
+    assistant: bool
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -44,7 +47,7 @@ class Mark:
 
         An assistant's own words only as they are.
         """
-        if not self.escapable:
+        if self.assistant and self.role != "call":
             return (self.core,)
         escaped = (json.dumps(self.core, ensure_ascii=ascii_)[1:-1] for ascii_ in (False, True))
         return tuple(dict.fromkeys((self.core, *escaped)))
@@ -94,26 +97,36 @@ def mark_messages(messages: Sequence[Message]) -> tuple[list[Message], list[Mark
 def locate(text: str, skeleton: Skeleton, marks: Sequence[Mark]) -> list[Place]:
     """The place of every mark that the template shows, in text order; linear in the text.
 
-    Raises RewrittenError if a content or call is missing or the text is not the skeleton filled in.
+    Raises RewrittenError if a content or call is missing, something of the assistant's is there
+    twice, or the text is not the skeleton filled in.
     """
-    shown = set(skeleton.numbers)
+    shown = Counter(skeleton.numbers)
     for number, mark in enumerate(marks):
-        if number not in shown and mark.role != "reasoning":
+        if not shown[number] and mark.role not in _DROPPABLE:
             raise RewrittenError(mark.message, "leaves it out")
-    places: list[Place] = []
+        if shown[number] > 1 and mark.assistant and mark.role != "call":
+            raise RewrittenError(mark.message, "writes it more than once")
+    first = {number: i for i, number in reversed(list(enumerate(skeleton.numbers)))}
+    return [
+        place
+        for i, place in enumerate(_filled_in(text, skeleton, marks))
+        # Gemma names the called function again beside its result: that is not the assistant's.
+        if place.mark.role != "call" or first[skeleton.numbers[i]] == i
+    ]
+
+
+def _filled_in(text: str, skeleton: Skeleton, marks: Sequence[Mark]) -> Iterator[Place]:
+    """The places of the skeleton's marks, one each. Raises RewrittenError if the text differs."""
     position, owner = 0, 0
-    for piece, number in zip(skeleton.pieces, (*skeleton.numbers, None), strict=True):
-        if number is not None:
-            owner = marks[number].message
+    for piece, number in zip(skeleton.pieces, skeleton.numbers, strict=False):
+        owner = marks[number].message
         if not text.startswith(piece, position):
-            raise RewrittenError(owner, "writes something else around it")
-        position += len(piece)
-        if number is not None:
-            places.append(_place(text, position, marks[number]))
-            position = places[-1].end
-    if position != len(text):
-        raise RewrittenError(owner, "writes more after it")
-    return places
+            raise RewrittenError(owner, "writes something else before it")
+        place = _place(text, position + len(piece), marks[number])
+        position = place.end
+        yield place
+    if text[position:] != skeleton.pieces[-1]:
+        raise RewrittenError(owner, "writes something else after it")
 
 
 def _place(text: str, start: int, mark: Mark) -> Place:
@@ -145,9 +158,10 @@ class _Marker:
     def _content(self, content: str) -> str:
         runs = _TAGS.split(content)
         last_think = max((i for i, run in enumerate(runs) if run == "</think>"), default=-1)
+        role = "aside" if self._assistant and self._message.get("tool_calls") else "content"
         for i in range(0, len(runs), 2):
             thought = self._assistant and i < last_think
-            runs[i] = self._mark(runs[i], "reasoning" if thought else "content")
+            runs[i] = self._mark(runs[i], "reasoning" if thought else role)
         return "".join(runs)
 
     def _call(self, call: Any) -> Any:
@@ -176,6 +190,5 @@ class _Marker:
             return text
         lead, _, trail = text.partition(core)
         number = len(self._marks)
-        escapable = role == "call" or not self._assistant
-        self._marks.append(Mark(self._index, core, trail, role, escapable))
+        self._marks.append(Mark(self._index, core, trail, role, self._assistant))
         return f"{lead}kdmark0q{number}z{trail}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from kdstore.errors import InputError
@@ -12,6 +13,19 @@ Message = dict[str, Any]
 
 # Other names in use for the kinds of sample.Span; a role that is not listed is its own kind.
 _KINDS = {"developer": "system", "model": "assistant", "function": "tool", "ipython": "tool"}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages and tools; assistant turns before message ``first_supervised`` do not count.
+
+    ``where`` is the row's place in words.
+    """
+
+    messages: list[Message]
+    where: str
+    tools: list[dict[str, Any]] | None = None
+    first_supervised: int = 0
 
 
 def kind_of(role: str) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 
 from kdstore.errors import InputError
 from kdstore.inputs.base import Row
-from kdstore.inputs.chat import ChatEncoder, Conversation
+from kdstore.inputs.chat import ChatEncoder
 from kdstore.inputs.config import InputConfig
-from kdstore.inputs.messages import Message, read_messages, read_tools
+from kdstore.inputs.messages import Conversation, Message, read_messages, read_tools
 from kdstore.inputs.overlong import fit
 from kdstore.inputs.tokenize import Encoded, TextEncoder, encode_ids
 from kdstore.sample import Sample

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import itertools
 import json
 import re
 from typing import Any
@@ -15,10 +16,17 @@ from kdstore.inputs.marks import Skeleton
 from kdstore.inputs.messages import Message
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_PROBE = "kdmark0q0z", "kdmark0q1z"
+_PROBE = tuple(f"kdmark0q{number}z" for number in range(3))
 _SKELETONS = 256  # forms of conversations whose skeleton is kept
 
 CharRange = tuple[int, int]
+
+
+def common_length(left: str, right: str) -> int:
+    """Number of characters that two texts begin with alike."""
+    pairs = zip(left, right, strict=False)
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+    return sum(1 for _ in same)
 
 
 class ChatTemplate:
@@ -40,8 +48,7 @@ class ChatTemplate:
         return sha256_hex(named.encode("utf-8"))
 
     def __str__(self) -> str:
-        name = getattr(self._tokenizer, "name_or_path", "") or type(self._tokenizer).__name__
-        return f"chat template {(self.sha256 or 'none')[:12]} of tokenizer {name}"
+        return f"chat template {(self.sha256 or 'none')[:12]} of {self._name}"
 
     def generates(self, tools: list[dict[str, Any]] | None, where: str) -> bool:
         """Whether the template marks what the assistant generates with ``{% generation %}``."""
@@ -99,6 +106,17 @@ class ChatTemplate:
         except Exception as error:
             raise self._refused(where, error) from error
 
+    def after_calls(self, marked: Message, tools: list[dict[str, Any]] | None) -> str:
+        """What follows the last text of a marked message with tool calls, were it the last one.
+
+        "" if the template cannot be asked.
+        """
+        asked = [{"role": "user", "content": "?"}, marked]
+        try:
+            return self.skeleton(asked, tools, "probe").pieces[-1]
+        except InputError:
+            return ""
+
     @functools.cached_property
     def headers(self) -> tuple[str, ...]:
         """What asks the assistant for an answer, such as ``<|im_start|>assistant\\n``.
@@ -108,27 +126,50 @@ class ChatTemplate:
         """
         asked = [{"role": "user", "content": _PROBE[0]}]
         try:
-            plain = self.render(asked, None, "probe")
-            header = self.render(asked, None, "probe", prompt=True)
+            plain = self.render(asked, None, "probe").rpartition(_PROBE[0])[2]
+            after = self.render(asked, None, "probe", prompt=True).rpartition(_PROBE[0])[2]
         except InputError:
             return ()
-        if not header.startswith(plain):
-            return ()
-        header = header[len(plain) :]
+        start = common_length(plain, after)
+        # Phi 3 writes <|endoftext|> where it does not ask <|assistant|>: "<|" is no common text.
+        cut = [m.start() for m in self.specials.finditer(after) if m.start() < start < m.end()]
+        header = after[min([start, *cut]) :]
         forms = (header, header.partition("<think>")[0])
         return tuple(dict.fromkeys(form for form in forms if form.strip()))
 
     @functools.cached_property
     def closers(self) -> frozenset[str]:
         """Special tokens that may end a turn: those after a last answer, and EOS."""
-        messages = [
-            {"role": r, "content": c} for r, c in zip(("user", "assistant"), _PROBE, strict=True)
-        ]
+        return frozenset([*self.specials.findall(self._after[0]), self._tokenizer.eos_token or ""])
+
+    @functools.cached_property
+    def endings(self) -> tuple[str, ...]:
+        """What ends turns, longest first; empty if no special token does.
+
+        The first special tokens after a last answer, as many as follow each other, and the first
+        after an earlier one (``<|return|>`` and ``<|end|>`` of gpt-oss).
+        """
+        last, earlier = self._after
+        first = self.specials.search(last)
+        end = first.end() if first else 0
+        while match := self.specials.match(last, end):
+            end = match.end()
+        found = [last[first.start() : end]] if first else []
+        if other := self.specials.search(earlier):
+            found.append(other.group())
+        return tuple(sorted(set(found), key=len, reverse=True))
+
+    @functools.cached_property
+    def _after(self) -> tuple[str, str]:
+        """What follows a last answer and an earlier one; "" if the template cannot be asked."""
+        roles = ("user", "assistant", "user")
+        asked = [{"role": r, "content": c} for r, c in zip(roles, _PROBE, strict=True)]
         try:
-            _, _, after = self.render(messages, None, "probe").rpartition(_PROBE[1])
+            last = Skeleton.of(self.render(asked[:2], None, "probe")).pieces
+            earlier = Skeleton.of(self.render(asked, None, "probe")).pieces
         except InputError:
-            after = ""
-        return frozenset([*self.specials.findall(after), self._tokenizer.eos_token or ""])
+            return "", ""
+        return last[-1], earlier[-2] if len(earlier) == 4 else ""
 
     @functools.cached_property
     def specials(self) -> re.Pattern[str]:
@@ -138,6 +179,10 @@ class ChatTemplate:
         names.update(self._tokenizer.all_special_tokens)
         ordered = sorted((name for name in names if name), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+
+    @property
+    def _name(self) -> str:
+        return f"tokenizer {self._tokenizer.name_or_path or type(self._tokenizer).__name__}"
 
     def _render_skeleton(self, form: str, source: str) -> Skeleton:
         marked, tools = json.loads(form)
@@ -160,7 +205,7 @@ class ChatTemplate:
             raise InputError(
                 "the tokenizer has no chat template",
                 where=where,
-                expected=f"a chat template in {getattr(self._tokenizer, 'name_or_path', '?')}",
+                expected=f"a chat template in {self._name}",
                 got=str(error).partition("!")[0],
                 todo="use a chat model's tokenizer, set tokenizer.chat_template, or give rows as "
                 "text, prompt and completion, or input_ids",

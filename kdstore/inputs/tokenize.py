@@ -48,15 +48,7 @@ def encode_ids(row: dict[str, Any], where: str) -> Encoded:
             expected=f"0 to {_MAX_ID}",
             got=int(ids_T[bad[0]]),
         )
-    mask = row.get("attention_mask")
-    if mask is not None and not all(mask):
-        raise InputError(
-            "padded input_ids",
-            where=where,
-            expected="attention_mask of ones",
-            got=f"{sum(1 for m in mask if not m)} padding positions",
-            todo="store rows without padding; kdstore pads or packs when it loads",
-        )
+    _refuse_padding(row.get("attention_mask"), where)
     painter = SpanPainter(len(ids_T))
     painter.paint(0, len(ids_T), "text", supervised=True)
     painter.ignore(_ignored(row.get("labels"), ids_T, where))
@@ -160,11 +152,25 @@ def _integers(value: Any, name: str, where: str) -> NDArray[np.int64]:
 
 def _not_integers(name: str, where: str, got: str) -> InputError:
     return InputError(
-        "not a list of token ids",
+        "not a list of integers",
         where=f"{where}, {name}",
         expected="a list of integers",
         got=got,
     )
+
+
+def _refuse_padding(mask: Any, where: str) -> None:
+    if mask is None:
+        return
+    num_padding = int(np.count_nonzero(_integers(mask, "attention_mask", where) == 0))
+    if num_padding:
+        raise InputError(
+            "padded input_ids",
+            where=where,
+            expected="attention_mask of ones",
+            got=f"{num_padding} padding positions",
+            todo="give rows without padding; kdstore pads or packs when it loads",
+        )
 
 
 def _ignored(labels: Any, ids_T: NDArray[np.int64], where: str) -> NDArray[np.bool_]:

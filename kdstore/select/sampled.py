@@ -23,7 +23,7 @@ class SampledSelection(Selection):
 
     def probabilities(self, logp_CV: Tensor) -> Tensor:
         """float64 [C, V] probabilities of the tempered distribution, summing to one."""
-        p = self.tempered(logp_CV).double().exp()
+        p = self.tempered(logp_CV).exp().double()
         return p / p.cumsum(-1)[:, -1:]
 
 

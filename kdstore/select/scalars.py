@@ -27,7 +27,7 @@ def compute_scalars(
     known: dict[str, Callable[[], Tensor]] = {
         "label_logprob": lambda: label_logp,
         "label_rank": lambda: ((logp_CV > label_logp[:, None]).sum(-1) + 1).float(),
-        "entropy": lambda: torch.special.entr(tempered.double().exp()).sum(-1).float(),
+        "entropy": lambda: _entropy(tempered),
         "lse": lambda: lse,
     }
     values = {}
@@ -52,6 +52,11 @@ def temperature_of(name: str) -> float:
             got=name,
         )
     return temperature
+
+
+def _entropy(logp_CV: Tensor) -> Tensor:
+    terms = logp_CV.exp() * logp_CV.clamp(min=-1e4)  # 0 · -inf is 0 here: exp(-1e4) is 0
+    return -terms.sum(-1, dtype=torch.float64).float()
 
 
 def _label_logprob(logp_CV: Tensor, labels_C: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ from kdstore.errors import TeacherError
 from kdstore.hashing import RowKeys
 from kdstore.sample import Sample
 from kdstore.select import DEFAULT_SCALARS, Selection, SelectionStats, select
-from kdstore.select.driver import rows_per_chunk
 from kdstore.signal import SparseSignal
 from kdstore.teachers.hf_head import SplitModel
 from kdstore.teachers.hf_load import CheckpointInfo, load_model
 
 DEFAULT_BATCH_TOKENS = 16_384
+HEAD_ELEMENTS = 1 << 26  # logits held at once: 256 MB in float32
 
 
 class HFTeacher:
@@ -79,7 +79,7 @@ class HFTeacher:
         labels_S = ids_BL.view(-1)[rows_S + 1]
         hidden = self._split.hidden(ids_BL.to(device)).flatten(0, 1)[rows_S.to(device)]
         keys = RowKeys.of_samples([(s.sample_id, s.positions_S) for s in batch], seed=seed)
-        rows = rows_per_chunk(self.vocab_size, device)
+        rows = max(1, HEAD_ELEMENTS // self.vocab_size)
         parts = []
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)

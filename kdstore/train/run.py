@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,27 +32,45 @@ def run_training(
     """Train, evaluate, save; the figures that are also in ``output_dir/metrics.json``.
 
     The folder then holds the student, its tokenizer and ``metrics.json``: ``train_loss``,
-    ``steps``, the store's ``config_digest`` and, with `eval`, ``eval_loss`` (nats per token),
-    ``eval_perplexity`` and ``eval_num_tokens``. ``resume`` continues from the last checkpoint in
-    the folder. Raises UsageError, StoreNotFoundError, StoreMismatchError or InputError.
+    ``steps``, the store's ``num_samples`` and ``config_digest`` and, with `eval`, ``eval_loss``
+    (nats per token), ``eval_perplexity`` and ``eval_num_tokens``. ``resume`` continues from the
+    last checkpoint in the folder. Raises UsageError, StoreNotFoundError, StoreMismatchError or
+    InputError.
     """
     if quiet:
+        transformers_logging.set_verbosity_error()
+    if quiet or not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    store = kdstore.open(config.store)
+    store = _open_store(config)
     model = build_student(config.student, seed=config.seed)
     tokenizer = load_tokenizer(config.student, store)
     check_vocabulary(model, tokenizer, store)
-    held_out = read_held_out(config.eval, tokenizer) if config.eval else None
+    inputs = InputConfig.from_dict(store.header.identity["input"])
+    held_out = read_held_out(config.eval, tokenizer, inputs) if config.eval else None
     trainer = make_trainer(config, model, store, held_out, quiet=quiet)
     result = trainer.train(resume_from_checkpoint=_checkpoint(config) if resume else None)
     metrics = {
         "train_loss": result.training_loss,
         "steps": result.global_step,
+        "num_samples": len(store),
         "config_digest": store.config_digest,
         **(trainer.evaluate() if held_out is not None else {}),
     }
     _save(trainer, config, store, tokenizer, metrics)
     return metrics
+
+
+def _open_store(config: TrainConfig) -> Store:
+    store = kdstore.open(config.store)
+    if not len(store):
+        raise UsageError(
+            "the store has no committed samples",
+            where=config.store,
+            expected="at least one committed unit",
+            got=0,
+            todo="let kdstore dump finish first",
+        )
+    return store
 
 
 def make_trainer(
@@ -93,11 +112,14 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         ) from error
 
 
-def read_held_out(config: EvalConfig, tokenizer: Any) -> list[Sample]:
-    """The tokenised samples of the held-out text, runs by its score rule."""
+def read_held_out(config: EvalConfig, tokenizer: Any, inputs: InputConfig) -> list[Sample]:
+    """The samples of the held-out text, tokenised as ``inputs`` says, runs by the score rule.
+
+    Rows longer than `eval.max_length` are split, whatever ``inputs`` does with them.
+    """
     source = open_source(config.data)
-    inputs = InputConfig(max_length=config.max_length)
-    builder = SampleBuilder(tokenizer, inputs, source.name)
+    inputs = replace(inputs, max_length=config.max_length, overlong="split")
+    builder = SampleBuilder(tokenizer, inputs, source.name, locate=source.locate)
     samples = [sample for number, row in source.rows() for sample in builder.samples(number, row)]
     return [sample.with_score_rule(config.score) for sample in samples]
 

@@ -24,6 +24,9 @@ def build_student(config: StudentConfig, *, seed: int) -> nn.Module:
     """
     dtype = getattr(torch, config.dtype)
     try:
+        # Else transformers would ask the hub for a model of that name.
+        if config.config is not None and not Path(config.config).is_dir():
+            raise FileNotFoundError("no such folder")
         if config.path is not None:
             return AutoModelForCausalLM.from_pretrained(config.path, dtype=dtype)  # type: ignore[no-any-return]
         torch.manual_seed(seed)

@@ -6,16 +6,17 @@ and position: so a dump that was killed and run again gives the store that an un
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import kdstore
 from kdstore.align import TokenTable, tokenizer_digest, tokenizer_files
-from kdstore.codecs import IdOrder
 from kdstore.codecs.registry import codec_name_for
 from kdstore.errors import InputError, TeacherError
 from kdstore.filesystem import Folder
@@ -26,10 +27,11 @@ from kdstore.sample import Sample, ScoreRule
 from kdstore.select import DEFAULT_SCALARS, DEFAULT_SELECTION, Selection, parse_selection
 from kdstore.signal import SparseSignal
 from kdstore.teacher import Teacher
-from kdstore.writers.plan import Plan, PlannedUnit, make_plan
-from kdstore.writers.store import StoreWriter
+from kdstore.writers.plan import PlannedUnit, make_plan
+from kdstore.writers.store import NewPlan, StoreWriter
 
 DEFAULT_UNIT_TOKENS = 1 << 22
+CONFIG_FILE = "tokenizer_config.json"
 _COLUMNS = ("sample_id", "num_tokens", "num_scored", "input_ids", "spans", "metadata")
 _TEXT_COLUMNS = ("text", "messages")
 
@@ -81,18 +83,26 @@ def open_dump(
     """
     identity = build_identity(source, teacher, vocab_size, tokenizer, config)
 
-    def plan() -> tuple[Plan, IdOrder]:
+    def plan() -> NewPlan:
         with Progress("plan", total=None, unit="rows", quiet=quiet) as progress:
-            return make_plan(
+            made = make_plan(
                 source.samples(),
                 unit_tokens=config.unit_tokens,
                 vocab_size=vocab_size,
                 where=source.rows.location,
                 on_row=progress.advance,
             )
+        return NewPlan(*made, source.builder.counters.to_dict())
 
-    files = tokenizer_files(tokenizer)
+    files = {**tokenizer_files(tokenizer), CONFIG_FILE: tokenizer_config(tokenizer)}
     return StoreWriter.open(folder, identity, make_plan=plan, tokenizer_files=files)
+
+
+def tokenizer_config(tokenizer: Any) -> bytes:
+    """``tokenizer_config.json`` as save_pretrained writes it, so that a student can load its tokenizer."""
+    with tempfile.TemporaryDirectory(prefix="kdstore-") as folder:
+        tokenizer.save_pretrained(folder)
+        return (Path(folder) / CONFIG_FILE).read_bytes()
 
 
 def build_identity(

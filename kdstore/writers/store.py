@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kdstore.codecs import IdOrder, codec_named
@@ -31,6 +32,15 @@ COMMITS_PER_MANIFEST = 1000
 _UNFINISHED = {DATA, COMMITS, ID_ORDER, PLAN, TOKENIZER}
 
 
+@dataclass(frozen=True, eq=False)
+class NewPlan:
+    """A plan, its id order, and what happened to the input's rows (splits, truncations, …)."""
+
+    plan: Plan
+    order: IdOrder
+    counters: dict[str, int]
+
+
 class StoreWriter:
     """An open store: its header, plan and id order, and the units that are committed."""
 
@@ -53,7 +63,7 @@ class StoreWriter:
         folder: Folder,
         identity: Mapping[str, Any],
         *,
-        make_plan: Callable[[], tuple[Plan, IdOrder]],
+        make_plan: Callable[[], NewPlan],
         tokenizer_files: Mapping[str, bytes],
     ) -> StoreWriter:
         """The store in a folder, created with a new plan if there is none, else resumed.
@@ -151,15 +161,18 @@ def _check_writable(header: Header, folder: Folder) -> None:
 def _create(
     folder: Folder,
     identity: dict[str, Any],
-    make_plan: Callable[[], tuple[Plan, IdOrder]],
+    make_plan: Callable[[], NewPlan],
     tokenizer_files: Mapping[str, bytes],
 ) -> None:
     """Everything but the header first: the header is what makes the folder a store."""
-    plan, order = make_plan()
+    new = make_plan()
+    plan, order = new.plan, new.order
     identity |= {"plan_digest": plan.digest(), "id_order_digest": order.digest()}
     for name, data in tokenizer_files.items():
         folder.replace(f"{TOKENIZER}/{name}", data)
     folder.replace(ID_ORDER, order.to_bytes())
     folder.replace(PLAN, plan.to_bytes())
-    header = Header(identity, {"kind": "fixed", "units": plan.num_units})
+    counts = {name: plan.total(name) for name in ("num_tokens", "num_scored")}
+    content = {"kind": "fixed", "units": plan.num_units, **counts, "input": new.counters}
+    header = Header(identity, content)
     folder.create(HEADER, header.to_bytes())
