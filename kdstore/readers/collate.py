@@ -42,11 +42,17 @@ class Batch:
     sample_ids: list[str]
     cursor: Any = None
 
-    def model_inputs(self) -> dict[str, Tensor]:
-        """What a transformers model takes; packed samples do not see each other."""
+    def model_inputs(self) -> dict[str, Any]:
+        """What a transformers model takes; packed samples do not see each other.
+
+        No cache: with one, transformers does not look for the samples of a packed row, and they
+        would attend to each other.
+        """
         if self.attention_mask is None:
-            return {"input_ids": self.input_ids, "position_ids": self.position_ids}
-        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+            masking = {"position_ids": self.position_ids}
+        else:
+            masking = {"attention_mask": self.attention_mask}
+        return {"input_ids": self.input_ids, **masking, "use_cache": False}
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on a device."""

@@ -40,7 +40,7 @@ class RowDecoder:
 
     def sample(self, cells: Mapping[str, Any]) -> Sample:
         """The sample of one row's cells; CorruptShardError unless all of it fits together."""
-        ids = np.asarray(cells["input_ids"], dtype=np.int32)
+        ids = np.array(cells["input_ids"], dtype=np.int32)  # a copy: torch refuses Arrow's buffer
         num_tokens, num_scored = int(cells["num_tokens"]), int(cells["num_scored"])
         _expect("num_tokens", num_tokens, len(ids))
         _check_ids(ids, self.codec.order.vocab_size)

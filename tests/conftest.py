@@ -1,0 +1,109 @@
+"""A small teacher and its data, made once per run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+WORDS = "in the beginning was a word and that word made light of every dark thing there".split()
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def make_texts(count: int, *, seed: int = 0) -> list[str]:
+    generator = np.random.default_rng(seed)
+    return [" ".join(generator.choice(WORDS, generator.integers(3, 60))) for _ in range(count)]
+
+
+@pytest.fixture(scope="session")
+def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 384 logits over a byte-level BPE of fewer ids, saved as users save."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<bos>", "<eos>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(make_texts(50), trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=384,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.4,
+    )
+    folder = tmp_path_factory.mktemp("teacher")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [{"id": f"row-{i}", "text": text} for i, text in enumerate(make_texts(60))]
+    return write_jsonl(tmp_path_factory.mktemp("data") / "texts.jsonl", rows)
+
+
+@pytest.fixture
+def kdstore_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in this process: (exit code, standard output, standard error)."""
+    from kdstore_cli.main import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_info:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(exit_info.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def dump(
+    kdstore_cli: Callable[..., tuple[int, str, str]], teacher_dir: Path, data_file: Path, tmp_path: Path
+) -> Callable[..., Path]:
+    """Dumps the small teacher over the small data; keyword arguments are further options."""
+
+    def run(name: str = "store", **options: object) -> Path:
+        settings: dict[str, object] = {
+            "teacher": teacher_dir,
+            "data": data_file,
+            "out": tmp_path / name,
+            "unit_tokens": 500,
+            **options,
+        }
+        arguments = [
+            part
+            for option, value in settings.items()
+            for part in (f"--{option.replace('_', '-')}", value)
+        ]
+        code, _, error = kdstore_cli("dump", "--quiet", *arguments)
+        assert code == 0, error
+        return tmp_path / name
+
+    return run
