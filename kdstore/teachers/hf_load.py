@@ -79,7 +79,9 @@ def describe_checkpoint(path: str | Path, *, dtype: str = "auto", device: str) -
 def load_model(info: CheckpointInfo, *, device: str) -> Any:
     """The checkpoint's causal LM, in evaluation mode on a device."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # progress is drawn in kdstore.progress alone
     try:
         model = AutoModelForCausalLM.from_pretrained(info.path, dtype=_DTYPES[info.dtype])
     except (OSError, ValueError, json.JSONDecodeError) as error:
