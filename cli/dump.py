@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from kdstore_cli.output import print_json, print_table
 
 from kdstore.errors import UsageError
 from kdstore.filesystem import Folder
-from kdstore_cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from kdstore.teachers.hf_load import CheckpointInfo

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
+from kdstore_cli.output import print_json, print_table
 
 from kdstore.errors import UsageError
-from kdstore_cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from kdstore.align import TokenTable

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import click
-
 from kdstore_cli.output import print_json, print_table
 
 
@@ -26,7 +25,9 @@ def stats(url: str, as_json: bool) -> None:
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
     sizes = found["bytes_per_position"]
-    rows = [(name, found[name]) for name in ("selection", "num_samples", "num_tokens", "num_scored")]
+    rows = [
+        (name, found[name]) for name in ("selection", "num_samples", "num_tokens", "num_scored")
+    ]
     rows.append(("units", f"{found['num_units']} of {found['num_units_planned']}"))
     rows += [(name, found[name]) for name in ("entries_per_position", "kept_mass", "padding_mass")]
     rows += [(f"mean {name}", value) for name, value in found["mean_scalars"].items()]

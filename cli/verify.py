@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-
 from kdstore_cli.output import print_json
 
 

@@ -81,7 +81,7 @@ class Commit:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str) -> Commit:
-        """The commit in a file's bytes; HeaderError if a field is missing, or its path leaves the store."""
+        """The commit in a file's bytes; HeaderError if it lacks a field or leaves the store."""
         content = parse_json_object(data, where=where)
         try:
             files = {file["role"]: file for file in content["files"]}

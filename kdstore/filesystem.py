@@ -111,7 +111,7 @@ class Folder:
 
     @contextmanager
     def writing(self, path: str) -> Iterator[Path]:
-        """A local file to fill; it becomes ``path`` when the block ends, or vanishes if it raises."""
+        """A local file to fill: ``path`` once the block ends, nothing if it raises."""
         with self._storage_errors(path):
             root = self.local_root
             if root is not None:

@@ -44,9 +44,7 @@ def hash_fields(*fields: int | NDArray[Any]) -> NDArray[np.uint64]:
     """uint64 hash of the broadcast fields, each an integer or an integer array."""
     state: NDArray[np.uint64] = np.zeros(1, dtype=np.uint64)
     for field in fields:
-        value = (
-            np.uint64(field % (1 << 64)) if isinstance(field, int) else field.astype(np.uint64)
-        )
+        value = np.uint64(field % (1 << 64)) if isinstance(field, int) else field.astype(np.uint64)
         state = mix64((state ^ value) + _GOLDEN)
     return state
 

@@ -21,7 +21,7 @@ MAX_HEADER_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class Header:
-    """``plan`` is ``{"kind": "fixed", "units": …}``; features are names that a program must know."""
+    """``plan`` has ``kind`` and ``units``; features are names that a program must know."""
 
     identity: dict[str, Any]
     plan: dict[str, Any]
@@ -154,7 +154,9 @@ def _check_features(content: dict[str, Any], where: str) -> None:
 def _object(content: dict[str, Any], name: str, where: str) -> dict[str, Any]:
     value = content.get(name)
     if not isinstance(value, dict):
-        raise HeaderError(f"the header has no object {name!r}", where=where, expected=name, got=value)
+        raise HeaderError(
+            f"the header has no object {name!r}", where=where, expected=name, got=value
+        )
     return value
 
 
@@ -171,4 +173,6 @@ def _check_fields(header: Header, where: str) -> None:
             got=vocab_size,
         )
     if not isinstance(signals, dict) or not signals:
-        raise HeaderError("the header names no signal", where=where, expected="signals", got=signals)
+        raise HeaderError(
+            "the header names no signal", where=where, expected="signals", got=signals
+        )

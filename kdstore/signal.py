@@ -270,7 +270,12 @@ def _concat_optional(arrays: Sequence[NDArray[Any] | None]) -> NDArray[Any] | No
 
 def _check_shapes(signal: SparseSignal) -> None:
     S, N = len(signal.indptr) - 1, len(signal.ids_N)
-    if S < 0 or signal.indptr[0] != 0 or signal.indptr[-1] != N or (np.diff(signal.indptr) < 0).any():
+    if (
+        S < 0
+        or signal.indptr[0] != 0
+        or signal.indptr[-1] != N
+        or (np.diff(signal.indptr) < 0).any()
+    ):
         raise SignalError(
             "indptr does not index the entries",
             expected=f"ascending from 0 to {N}",

@@ -13,7 +13,7 @@ import torch
 
 torch.set_num_threads(1)
 
-WORDS = "in the beginning was a word and that word made light of every dark thing there".split()
+WORDS = ["in", "the", "beginning", "was", "a", "word", "and", "that", "made", "light", "there"]
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -85,7 +85,10 @@ def kdstore_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, 
 
 @pytest.fixture
 def dump(
-    kdstore_cli: Callable[..., tuple[int, str, str]], teacher_dir: Path, data_file: Path, tmp_path: Path
+    kdstore_cli: Callable[..., tuple[int, str, str]],
+    teacher_dir: Path,
+    data_file: Path,
+    tmp_path: Path,
 ) -> Callable[..., Path]:
     """Dumps the small teacher over the small data; keyword arguments are further options."""
 

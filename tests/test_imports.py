@@ -24,10 +24,14 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("module", ["kdstore", "kdstore_cli.main", "kdstore.inputs", "kdstore.codecs"])
+@pytest.mark.parametrize(
+    "module", ["kdstore", "kdstore_cli.main", "kdstore.inputs", "kdstore.codecs"]
+)
 def test_import_is_light(module: str) -> None:
     code = f"import {module}, sys; print([m for m in {HEAVY} if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 

@@ -23,7 +23,7 @@ def sort_runs(
 
     Raises SignalError for an id outside the vocabulary, or twice in one run.
     """
-    if len(ids_N) and not (0 <= int(ids_N.min()) and int(ids_N.max()) < order.vocab_size):
+    if len(ids_N) and not (int(ids_N.min()) >= 0 and int(ids_N.max()) < order.vocab_size):
         raise SignalError(
             "token id outside the store's vocabulary",
             expected=f"0 to {order.vocab_size - 1}",
@@ -70,7 +70,7 @@ def decode_ids(
             expected=f"ranks below {order.vocab_size}",
             got=int(ranks.max()),
         )
-    return order.id_of_V[ranks]
+    return np.asarray(order.id_of_V[ranks])
 
 
 def ascending(

@@ -49,12 +49,12 @@ class Grid:
 
 def probability_grid() -> Grid:
     """Levels uniform in the cube root of the probability: (c / 127)^3 for c = 0 … 127."""
-    return Grid((np.arange(PROBABILITY_STEPS + 1) / PROBABILITY_STEPS) ** 3)
+    return Grid(np.linspace(0, 1, PROBABILITY_STEPS + 1) ** 3)
 
 
 def cube_root_grid() -> Grid:
     """The same levels in the cube root itself, for rounding to the nearest there."""
-    return Grid(np.arange(PROBABILITY_STEPS + 1) / PROBABILITY_STEPS)
+    return Grid(np.linspace(0, 1, PROBABILITY_STEPS + 1))
 
 
 def nat_grid() -> Grid:
@@ -65,6 +65,6 @@ def nat_grid() -> Grid:
 def rank_grid() -> Grid:
     """Ranks: every integer to 255, then steps of 5 %, up to beyond 2^24."""
     steps = int(np.ceil(np.log(2**25 / RANK_EXACT) / np.log(RANK_GROWTH)))
-    return Grid(
-        np.concatenate([np.arange(RANK_EXACT + 1), RANK_EXACT * RANK_GROWTH ** np.arange(1, steps)])
-    )
+    beyond = RANK_EXACT * RANK_GROWTH ** np.arange(1, steps, dtype=np.float64)
+    exact = np.arange(RANK_EXACT + 1, dtype=np.float64)
+    return Grid(np.concatenate([exact, beyond]).astype(np.float64))

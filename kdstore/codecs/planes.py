@@ -79,7 +79,9 @@ def expect_length(name: str, data: Sequence[Any] | NDArray[Any], expected: int) 
         )
 
 
-def float_planes(name: str, values: NDArray[np.float32], splits: NDArray[np.int64]) -> dict[str, Plane]:
+def float_planes(
+    name: str, values: NDArray[np.float32], splits: NDArray[np.int64]
+) -> dict[str, Plane]:
     """Four planes of float32 values, bit for bit."""
     bits = values.astype("<f4").view("<u4").astype(np.int64)
     return split_integers(name, bits, width=4, splits=splits)

@@ -86,7 +86,9 @@ class PPSCodec(SignalCodec):
         dropped_S = (rounded.weight_code_S == 0) & (heads_S > 0) & ~rounded.exact_S
         stored_N = ~(tail_N & dropped_S[signal.rows_N])
         tails_S = segment_sum((tail_N & stored_N).astype(np.int64), signal.indptr)
-        return self._planes(signal, group_N, stored_N, rounded, log_weight_S, heads_S, tails_S, splits)
+        return self._planes(
+            signal, group_N, stored_N, rounded, log_weight_S, heads_S, tails_S, splits
+        )
 
     def _planes(
         self,
@@ -178,7 +180,9 @@ def _round(
     value = np.exp(signal.logprobs_N[other].astype(np.float64))
     exact_S = _exact_positions(signal, rows[other], value, weight)
     codes = np.zeros(signal.num_entries, dtype=np.int64)
-    draws = keys.uniform_at(Purpose.VALUE_ROUNDING, rows[other], signal.ids_N[other].astype(np.int64))
+    draws = keys.uniform_at(
+        Purpose.VALUE_ROUNDING, rows[other], signal.ids_N[other].astype(np.int64)
+    )
     codes[other] = _GRID.stochastic(value, draws)
     weight_codes = _GRID.stochastic(weight, keys.uniform(Purpose.WEIGHT_ROUNDING)[:, 0])
     return _Rounded(exact_S, weight_codes, codes)
@@ -282,5 +286,7 @@ def _check_codes(
     for name, array in (("value", codes), ("weight", weight_codes)):
         if len(array) and int(array.max()) >= len(table):
             raise CorruptShardError(
-                f"unknown code in plane {name!r}", expected=f"below {len(table)}", got=int(array.max())
+                f"unknown code in plane {name!r}",
+                expected=f"below {len(table)}",
+                got=int(array.max()),
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -73,12 +74,14 @@ def encode_runs(samples: Sequence[Sample]) -> Plane:
 def decode_runs(cell: bytes, *, num_tokens: int, num_scored: int) -> tuple[tuple[int, int], ...]:
     """The runs in a cell; CorruptShardError unless they ascend inside the sample and cover S."""
     if len(cell) % 8:
-        raise CorruptShardError("plane 'runs' holds no pairs", expected="8 bytes a run", got=len(cell))
+        raise CorruptShardError(
+            "plane 'runs' holds no pairs", expected="8 bytes a run", got=len(cell)
+        )
     bounds: NDArray[np.int32] = np.frombuffer(cell, dtype="<i4")
     runs = tuple((int(start), int(end)) for start, end in bounds.reshape(-1, 2))
     ascending = len(bounds) == 0 or (bounds[0] >= 1 and bounds[-1] <= num_tokens)
     ascending = ascending and all(start < end for start, end in runs)
-    ascending = ascending and all(a[1] <= b[0] for a, b in zip(runs, runs[1:], strict=False))
+    ascending = ascending and all(a[1] <= b[0] for a, b in pairwise(runs))
     if not ascending or sum(end - start for start, end in runs) != num_scored:
         raise CorruptShardError(
             "scored runs do not fit the sample",

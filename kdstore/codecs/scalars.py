@@ -36,9 +36,7 @@ _GRIDS = {
 
 def scalar_planes(names: Sequence[str]) -> tuple[str, ...]:
     """Names of the planes that hold these scalars."""
-    return tuple(
-        plane for name in names for plane in plane_names(name, 2 if name in _GRIDS else 4)
-    )
+    return tuple(plane for name in names for plane in plane_names(name, 2 if name in _GRIDS else 4))
 
 
 def encode_scalars(

@@ -56,7 +56,7 @@ class Batch:
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on a device."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor | TorchSignal)
@@ -65,7 +65,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The same batch; torch's DataLoader calls this, and the signal stays pageable."""
-        pinned = {
+        pinned: dict[str, Any] = {
             field.name: value.pin_memory()
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)

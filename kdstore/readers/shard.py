@@ -188,7 +188,9 @@ def _json(text: str | None) -> Any:
 
 def _expect(name: str, got: int, expected: int) -> None:
     if got != expected:
-        raise CorruptShardError(f"{name} differs from the row's content", expected=expected, got=got)
+        raise CorruptShardError(
+            f"{name} differs from the row's content", expected=expected, got=got
+        )
 
 
 def _check_ids(ids: np.ndarray[Any, np.dtype[np.int32]], vocab_size: int) -> None:
@@ -198,4 +200,3 @@ def _check_ids(ids: np.ndarray[Any, np.dtype[np.int32]], vocab_size: int) -> Non
             expected=f"0 to {vocab_size - 1}",
             got=f"{int(ids.min())} to {int(ids.max())}",
         )
-

@@ -81,7 +81,8 @@ def _bookkeeping_bytes(store: Store) -> int:
 
 
 def _mean(store: Store, name: str, scored: int) -> float:
-    return sum(commit.statistics.get(name, 0) for commit in store.commits) / max(scored, 1)
+    total: float = sum(commit.statistics.get(name, 0) for commit in store.commits)
+    return total / max(scored, 1)
 
 
 def _mean_scalars(store: Store, scored: int) -> dict[str, float]:
@@ -92,7 +93,7 @@ def _mean_scalars(store: Store, scored: int) -> dict[str, float]:
 
 
 def _padding_mass(store: Store, scored: int) -> float:
-    lost = sum(
+    lost: float = sum(
         commit.provenance.get("padding_mass", 0.0) * commit.shard.scored for commit in store.commits
     )
     return lost / max(scored, 1)

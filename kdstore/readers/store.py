@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from kdstore.align import TokenTable
 from kdstore.codecs import IdOrder, SignalCodec, codec_named
-from kdstore.commit import Commit, load_commits
+from kdstore.commit import load_commits
 from kdstore.errors import StoreNotFoundError
 from kdstore.filesystem import Folder
 from kdstore.header import Header
@@ -43,10 +43,12 @@ class Store:
 
     def __init__(self, folder: Folder, *, signal: str = MAIN_SIGNAL) -> None:
         self.folder, self.signal = folder, signal
+        self._decoder: RowDecoder | None = None
+        self._shards: dict[int, ShardReader] = {}
+        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
         self.header = _read_header(folder)
         self.commits = list(load_commits(folder, self.header).values())
         self.first_rows = np.cumsum([0, *(commit.shard.rows for commit in self.commits)])
-        self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
         open_things = {"_decoder", "_shards", "_groups"}
@@ -63,7 +65,7 @@ class Store:
         return int(self.first_rows[-1])
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at an index, negative ones from the end; CorruptShardError if it is damaged."""
+        """The sample at an index; negative ones count from the end. CorruptShardError on damage."""
         row = index + len(self) if index < 0 else index
         if not 0 <= row < len(self):
             raise IndexError(f"sample {index} of a store of {len(self)}")
@@ -101,6 +103,12 @@ class Store:
 
         return Loader(self, **options)
 
+    def close(self) -> None:
+        """Close all shards; a later read opens them anew."""
+        for shard in self._shards.values():
+            shard.close()
+        self._reset()
+
     def find(self, sample_id: str) -> int:
         """The index of a sample's id, by reading the id column; KeyError if there is none."""
         for unit_index in range(len(self.commits)):
@@ -127,10 +135,6 @@ class Store:
             commit = self.commits[unit_index]
             self._shards[unit_index] = ShardReader(self.folder, commit.shard, self.decoder)
         return self._shards[unit_index]
-
-    def commit_of(self, unit_index: int) -> Commit:
-        """The commit of the n-th committed unit."""
-        return self.commits[unit_index]
 
     @property
     def decoder(self) -> RowDecoder:
@@ -164,9 +168,7 @@ class Store:
         return self._groups[key]
 
     def _reset(self) -> None:
-        self._decoder: RowDecoder | None = None
-        self._shards: dict[int, ShardReader] = {}
-        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self._decoder, self._shards, self._groups = None, {}, OrderedDict()
 
 
 def _read_header(folder: Folder) -> Header:

@@ -44,7 +44,9 @@ class VerifyReport:
         }
 
 
-def verify_store(store: Store, *, on_unit: Callable[[int], None] = lambda count: None) -> VerifyReport:
+def verify_store(
+    store: Store, *, on_unit: Callable[[int], None] = lambda count: None
+) -> VerifyReport:
     """Check a store against its header, plan and commits; problems are gathered, not raised.
 
     An unfinished store is a problem: its counts are not those of its plan.
@@ -56,8 +58,8 @@ def verify_store(store: Store, *, on_unit: Callable[[int], None] = lambda count:
         )
     plan = _gather(report, lambda: _read_plan(store))
     _gather(report, lambda: _check_tokenizer(store))
-    _gather(report, lambda: store.decoder)
-    if plan is None or store._decoder is None:
+    decoder = _gather(report, lambda: store.decoder)
+    if plan is None or decoder is None:
         return report
     for index in range(len(store.commits)):
         _verify_unit(store, index, plan, report)
@@ -123,7 +125,9 @@ def _verify_unit(store: Store, index: int, plan: Plan, report: VerifyReport) -> 
             f"{where}: (rows, tokens, scored) is {counts}, committed was {committed}"
         )
     if found != planned.sample_ids:
-        report.problems.append(f"{where}: the sample ids are not those that unit {commit.unit} plans")
+        report.problems.append(
+            f"{where}: the sample ids are not those that unit {commit.unit} plans"
+        )
     report.num_units += 1
     report.num_samples += len(found)
     report.num_scored += scored

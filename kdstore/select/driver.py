@@ -56,7 +56,7 @@ def select(
 
 
 def rows_per_chunk(vocab_size: int, device: torch.device) -> int:
-    """Rows of logits to select from at once, at least one: 2 MB of float64 on a CPU, else 512 MB."""
+    """Rows of logits to select from at once: 2 MB of float64 on a CPU, else 512 MB."""
     elements = CPU_CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
     return max(1, elements // max(vocab_size, 1))
 

@@ -35,7 +35,9 @@ class PPS(SampledSelection):
 
     def __post_init__(self) -> None:
         expected = "0 < tau <= 1, draws >= 1, temperature > 0"
-        require(0 < self.tau <= 1 and self.draws >= 1 and self.temperature > 0, self, expected=expected)
+        require(
+            0 < self.tau <= 1 and self.draws >= 1 and self.temperature > 0, self, expected=expected
+        )
 
     def entries(self, logp_CV: Tensor, keys: RowKeys) -> Entries:
         """Entries that sum to one; ``tail_N`` marks the sampled ones, all of weight w."""
@@ -72,4 +74,3 @@ def split_head(p_CV: Tensor, *, tau: float) -> tuple[Tensor, Tensor, Tensor, Ten
         if not bool(joins.any()):
             return head, cumulative, num_tail.long(), weight
         head |= joins
-

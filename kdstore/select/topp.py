@@ -1,4 +1,4 @@
-"""topp: the smallest set of most probable tokens that reaches a mass, and the log mass of the rest."""
+"""topp: the fewest tokens that reach a mass, and the log mass of the rest."""
 
 from __future__ import annotations
 

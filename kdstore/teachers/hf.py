@@ -128,7 +128,7 @@ def length_batches(samples: Sequence[Sample], *, batch_tokens: int) -> Iterator[
 
 
 def padded_batch(batch: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """``input_ids`` [B, L], padded on the right, and the flat index of each scored position's logits."""
+    """``input_ids`` [B, L], padded on the right; the flat row of each scored position's logits."""
     width = max(sample.num_tokens for sample in batch)
     ids = np.zeros((len(batch), width), dtype=np.int64)
     rows = []

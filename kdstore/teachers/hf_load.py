@@ -1,4 +1,4 @@
-"""Local transformers checkpoints: what they are, without loading their weights, and loading them."""
+"""Local transformers checkpoints: what they are before loading, and loading them."""
 
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ def _resolve_dtype(name: str, config: Any, device: str) -> str:
 def _revision(folder: Path) -> str:
     """xxh3_128 over config and weights: of each weight file its name, size, first and last MiB.
 
-    Reading terabytes to tell two checkpoints apart is not worth it; a fine-tune changes every tensor,
-    so also those at the edges.
+    Reading terabytes to tell two checkpoints apart is not worth it; a fine-tune changes every
+    tensor, so also those at the edges.
     """
     digest = xxhash.xxh3_128((folder / "config.json").read_bytes())
     files = sorted(file for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern))

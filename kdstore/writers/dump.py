@@ -78,8 +78,8 @@ def open_dump(
 ) -> StoreWriter:
     """The store of a dump, planned if it is new, resumed if it exists.
 
-    ``teacher`` is the teacher's part of the identity, ``vocab_size`` the width of its logits. Raises
-    what planning and resuming raise: InputError, StoreMismatchError, UsageError, HeaderError.
+    ``teacher`` is the teacher's part of the identity, ``vocab_size`` the width of its logits.
+    Raises InputError, StoreMismatchError, UsageError and HeaderError, as planning and resuming do.
     """
     identity = build_identity(source, teacher, vocab_size, tokenizer, config)
 
@@ -99,7 +99,7 @@ def open_dump(
 
 
 def tokenizer_config(tokenizer: Any) -> bytes:
-    """``tokenizer_config.json`` as save_pretrained writes it, so that a student can load its tokenizer."""
+    """``tokenizer_config.json`` as save_pretrained writes it: what loading the tokenizer needs."""
     with tempfile.TemporaryDirectory(prefix="kdstore-") as folder:
         tokenizer.save_pretrained(folder)
         return (Path(folder) / CONFIG_FILE).read_bytes()
@@ -200,7 +200,9 @@ def signal_statistics(samples: Sequence[Sample]) -> dict[str, Any]:
     """
     signals = [sample.signal for sample in samples if sample.signal is not None]
     sums = {
-        name: float(sum(np.sum(s.scalars[name], where=np.isfinite(s.scalars[name])) for s in signals))
+        name: float(
+            sum(np.sum(s.scalars[name], where=np.isfinite(s.scalars[name])) for s in signals)
+        )
         for name in ("label_logprob", "entropy")
         if all(name in signal.scalars for signal in signals)
     }

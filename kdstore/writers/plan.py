@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -115,7 +116,7 @@ def make_plan(
     Raises InputError if there is no sample, if two samples share an id, or if a token id lies
     outside the teacher's logits.
     """
-    columns: dict[str, list[int | str]] = {name: [] for name in _SCHEMA.names}
+    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
     counts_V: NDArray[np.int64] = np.zeros(vocab_size, dtype=np.int64)
     seen: dict[str, int] = {}
     unit, tokens_in_unit = 0, 0
@@ -127,8 +128,8 @@ def make_plan(
             _check_ids(sample, vocab_size, f"{where}, row {source_row}")
             np.add.at(counts_V, sample.input_ids_T, 1)
             values = (unit, source_row, sample.sample_id, sample.num_tokens, sample.num_scored)
-            for column, value in zip(columns.values(), values, strict=True):
-                column.append(value)
+            for name, value in zip(_SCHEMA.names, values, strict=True):
+                columns[name].append(value)
             tokens_in_unit += sample.num_tokens
         on_row(1)
     if not seen:

@@ -92,7 +92,9 @@ class ShardWriter:
         }
         hashed = self.columns[:-1]
         hashes = [
-            row_hash(hashed, {**_plain_cells(sample, plain, row), **_cells(self.signal, planes, row)})
+            row_hash(
+                hashed, {**_plain_cells(sample, plain, row), **_cells(self.signal, planes, row)}
+            )
             for row, sample in enumerate(samples)
         ]
         arrays[ROW_HASH] = pa.array(hashes, pa.uint64())

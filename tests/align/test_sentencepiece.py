@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_tokenizers import TEXT
 from transformers import LlamaTokenizerFast
 
 from kdstore.align import TokenFlag, TokenTable
+from tests.align.small_tokenizers import TEXT
 
 sentencepiece = pytest.importorskip("sentencepiece")
 

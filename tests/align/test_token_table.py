@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from small_tokenizers import (
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from kdstore.align import TokenFlag, TokenTable
+from kdstore.errors import SignalError, TeacherError
+from tests.align.small_tokenizers import (
     TEXT,
     make_byte_fallback,
     make_byte_level,
@@ -23,10 +27,6 @@ from small_tokenizers import (
     sentencepiece_vocab,
     wrap,
 )
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-from kdstore.align import TokenFlag, TokenTable
-from kdstore.errors import SignalError, TeacherError
 
 MAKERS = {
     "byte_level": make_byte_level,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from small_tokenizers import make_byte_fallback, make_byte_level, make_unigram, wrap
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from kdstore.align import TokenTable, tokenizer_digest, tokenizer_files
 from kdstore.errors import TeacherError
+from tests.align.small_tokenizers import make_byte_fallback, make_byte_level, make_unigram, wrap
 
 MAKERS = [make_byte_level, make_byte_fallback, make_unigram]
 

@@ -31,10 +31,10 @@ ROWS = {
 
 
 def largest_deviation(logits: torch.Tensor, spec: str) -> float:
-    """Largest distance of the mean over 4,000 seeds from the dense distribution, in standard errors.
+    """Largest distance of the mean of 4,000 seeds from the distribution, in standard errors.
 
-    A standard error below that of a token drawn now and then at the tail's weight (or 1e-7, float32's
-    own rounding) would call rare tokens and exact heads impossible.
+    A standard error below that of a token drawn now and then at the tail's weight (or 1e-7, the
+    rounding of float32) would call rare tokens and exact heads impossible.
     """
     keys = RowKeys(0, np.arange(SEEDS, dtype=np.uint64), np.full(SEEDS, 5, dtype=np.int64))
     rows, labels = logits.repeat(SEEDS, 1), torch.zeros(SEEDS, dtype=torch.long)

@@ -197,7 +197,16 @@ def test_no_positions() -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    ["best", "topk:k=0", "topk:j=3", "topk:k=x", "topp:p=1.5", "pps:tau=0", "counts:n=0", "full:k=1"],
+    [
+        "best",
+        "topk:k=0",
+        "topk:j=3",
+        "topk:k=x",
+        "topp:p=1.5",
+        "pps:tau=0",
+        "counts:n=0",
+        "full:k=1",
+    ],
 )
 def test_bad_specs_name_what_is_expected(spec: str) -> None:
     with pytest.raises(UsageError, match="expected"):

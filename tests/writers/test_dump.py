@@ -105,7 +105,9 @@ def test_workers_share_a_dump(dump: Dump) -> None:
     assert_same_store(whole, whole.parent / "shared")
 
 
-def test_plan_only_writes_no_signal(dump: Dump, kdstore_cli: Run, teacher_dir: Path, data_file: Path, tmp_path: Path) -> None:
+def test_plan_only_writes_no_signal(
+    dump: Dump, kdstore_cli: Run, teacher_dir: Path, data_file: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "planned"
     code, output, _ = kdstore_cli(
         "dump", "--teacher", teacher_dir, "--data", data_file, "--out", out, "--plan-only", "--json"
@@ -156,7 +158,11 @@ def test_samples_without_scored_positions_are_kept(dump: Dump, tmp_path: Path) -
         {"id": "spoken", "input_ids": [5, 6, 7]},
     ]
     store = kdstore.open(dump(data=write_jsonl(tmp_path / "rows.jsonl", rows)))
-    assert [(s.sample_id, s.num_scored) for s in store] == [("silent", 0), ("short", 0), ("spoken", 2)]
+    assert [(s.sample_id, s.num_scored) for s in store] == [
+        ("silent", 0),
+        ("short", 0),
+        ("spoken", 2),
+    ]
     only = dump("only", data=write_jsonl(tmp_path / "silent.jsonl", rows[:2]))
     assert [len(s.signal) for s in kdstore.open(only)] == [0, 0]  # type: ignore[arg-type]
 

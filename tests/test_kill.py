@@ -1,0 +1,58 @@
+"""kill -9 of a running dump, again and again, loses nothing and changes nothing."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import kdstore
+from tests.writers.test_dump import assert_same_store
+
+KILLS = 10
+EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny"
+
+
+def dump_command(out: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "kdstore_cli.main", "dump", "--quiet"),
+        *("--teacher", str(EXAMPLE / "teacher"), "--data", str(EXAMPLE / "text/student.jsonl")),
+        *("--out", str(out), "--unit-tokens", "1500", "--max-length", "256"),
+    ]
+
+
+def commits_in(out: Path) -> int:
+    return len(list((out / "commits").glob("*.json"))) if out.exists() else 0
+
+
+def killed_run(out: Path, delay_s: float) -> bool:
+    """Starts the dump, kills it some time after its next commit; whether it still ran then."""
+    before = commits_in(out)
+    process = subprocess.Popen(dump_command(out))
+    while process.poll() is None and commits_in(out) == before:
+        time.sleep(0.005)
+    try:
+        process.wait(timeout=delay_s)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def test_ten_kills_then_a_run(
+    tmp_path: Path, kdstore_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    delays = np.random.default_rng().uniform(0, 0.8, KILLS)
+    was_killed = [killed_run(out, delay) for delay in delays]
+    subprocess.run(dump_command(out), check=True)
+    subprocess.run(dump_command(whole), check=True)
+    assert sum(was_killed) >= KILLS - 1, (was_killed, delays)
+    ids = [sample.sample_id for sample in kdstore.open(out)]
+    assert len(set(ids)) == len(ids)
+    assert_same_store(whole, out)
+    assert kdstore_cli("verify", "--quiet", out)[0] == 0
