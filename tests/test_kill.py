@@ -22,7 +22,7 @@ def dump_command(out: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "kdstore_cli.main", "dump", "--quiet"),
         *("--teacher", str(EXAMPLE / "teacher"), "--data", str(EXAMPLE / "text/student.jsonl")),
-        *("--out", str(out), "--unit-tokens", "1500", "--max-length", "256"),
+        *("--out", str(out), "--unit-tokens", "500", "--max-length", "256"),
     ]
 
 
@@ -47,7 +47,7 @@ def test_ten_kills_then_a_run(
     tmp_path: Path, kdstore_cli: Callable[..., tuple[int, str, str]]
 ) -> None:
     out, whole = tmp_path / "killed", tmp_path / "whole"
-    delays = np.random.default_rng().uniform(0, 0.8, KILLS)
+    delays = np.random.default_rng().uniform(0, 0.3, KILLS)
     was_killed = [killed_run(out, delay) for delay in delays]
     subprocess.run(dump_command(out), check=True)
     subprocess.run(dump_command(whole), check=True)

@@ -1,0 +1,19 @@
+"""How benchmarks print: one JSON object a line, ``{"figure", "value", "unit", …}``."""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import Any
+
+
+def print_figure(figure: str, value: float, unit: str, **more: Any) -> None:
+    """Print one figure; ``more`` says how it came about."""
+    print(json.dumps({"figure": figure, "value": value, "unit": unit, **more}), flush=True)
+
+
+def machine() -> str:
+    """The machine's architecture and core count, for the record of a figure."""
+    import os
+
+    return f"{platform.machine()}, {os.cpu_count()} cores"
