@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 from figures import machine, print_figure
+from kdstore_cli.dump import dump
 
 import kdstore
 from kdstore.readers.stats import store_stats
 from kdstore.train.config import load_config
 from kdstore.train.run import run_training
-from kdstore_cli.dump import dump
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny"
 LOSSES = {"ce": ("losses.forward_kl=0", "losses.ce=1"), "distilled": ()}

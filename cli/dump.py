@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 )
 @click.option("--add-bos", type=click.Choice(["auto", "always", "never"]), default="auto")
 @click.option("--add-eos", type=click.Choice(["auto", "always", "never"]), default="auto")
+@click.option("--template-date", default="2025-01-01", help="What chat templates see as today.")
+@click.option("--template-options", default="{}", help="More chat template variables, as JSON.")
 @click.option("--keep-text", is_flag=True, help="Store texts and messages beside the tokens.")
 @click.option("--score", type=click.Choice(["supervised", "all"]), default="supervised")
 @click.option("--temperatures", default="", help="Temperatures whose log-sum-exp is recorded.")
@@ -70,6 +73,8 @@ def dump(**options: Any) -> None:
         add_bos=options["add_bos"],
         add_eos=options["add_eos"],
         keep_text=options["keep_text"],
+        template_date=options["template_date"],
+        template_options=parse_options(options["template_options"]),
     )
     builder = SampleBuilder(tokenizer, input_config, rows.name, locate=rows.locate)
     source = DumpSource(rows, builder, config.score)
@@ -103,12 +108,28 @@ def parse_worker(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+def parse_options(text: str) -> dict[str, Any]:
+    """The JSON object in an option; UsageError for anything else."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UsageError(
+            "cannot read the template options",
+            where="--template-options",
+            expected='a JSON object such as {"enable_thinking": false}',
+            got=text,
+        )
+    return value
+
+
 def temperature_scalars(text: str) -> tuple[str, ...]:
     """Names of the scalars that ``1.5,2`` asks for; UsageError for anything but temperatures."""
     from kdstore.select.scalars import LSE_T_PREFIX, temperature_of
 
     names = tuple(f"{LSE_T_PREFIX}{part.strip()}" for part in text.split(",") if part.strip())
-    return tuple(f"{LSE_T_PREFIX}{temperature_of(name)}" for name in names)
+    return tuple(dict.fromkeys(f"{LSE_T_PREFIX}{temperature_of(name)}" for name in names))
 
 
 def num_ids_of(tokenizer: Any, info: CheckpointInfo) -> int:

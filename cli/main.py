@@ -71,7 +71,7 @@ def _run(arguments: list[str]) -> Any:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("kdstore: interrupted; run the same command again to go on", err=True)
-        return 130
+        return 1
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def read_manifest(data: bytes, *, where: str) -> list[Commit]:
         texts = pq.read_table(pa.BufferReader(data), columns=["commit"])["commit"].to_pylist()
     except (pa.ArrowException, KeyError, OSError) as error:
         raise HeaderError("cannot read the manifest", where=where, got=error) from error
-    return [Commit.from_bytes(text.encode("utf-8"), where=where) for text in texts]
+    return [Commit.from_bytes((text or "").encode("utf-8"), where=where) for text in texts]
 
 
 def load_commits(folder: Folder, header: Header) -> dict[int, Commit]:

@@ -21,10 +21,14 @@ MAX_HEADER_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class Header:
-    """``plan`` has ``kind`` and ``units``; features are names that a program must know."""
+    """``plan`` has ``kind`` and ``units``; features are names that a program must know.
+
+    ``files`` are the SHA-256 digests of the files written with the header, by path.
+    """
 
     identity: dict[str, Any]
     plan: dict[str, Any]
+    files: dict[str, str]
     reader_features: tuple[str, ...] = ()
     writer_features: tuple[str, ...] = ()
     format_version: str = field(default=FORMAT_VERSION)
@@ -46,6 +50,7 @@ class Header:
             "reader_features": list(self.reader_features),
             "writer_features": list(self.writer_features),
             "plan": self.plan,
+            "files": self.files,
             "config_digest": self.config_digest,
             "identity": self.identity,
         }
@@ -60,13 +65,14 @@ class Header:
         """
         content = parse_json_object(data, where=where)
         _check_version(content.get("format_version"), where)
-        _check_features(content, where)
         header = cls(
             _object(content, "identity", where),
             _object(content, "plan", where),
-            tuple(content.get("reader_features", ())),
-            tuple(content.get("writer_features", ())),
+            _checked_files(_object(content, "files", where), where),
+            _features(content, "reader_features", where),
+            _features(content, "writer_features", where),
         )
+        _check_features(header, where)
         _check_fields(header, where)
         if content.get("config_digest") != header.config_digest:
             raise HeaderError(
@@ -139,8 +145,15 @@ def _is_later(version: Any) -> bool:
         return False
 
 
-def _check_features(content: dict[str, Any], where: str) -> None:
-    for feature in content.get("reader_features", ()):
+def _features(content: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
+    value = content.get(name)
+    if not isinstance(value, list) or not all(isinstance(feature, str) for feature in value):
+        raise HeaderError(f"{name} is no list of names", where=where, expected="[…]", got=value)
+    return tuple(value)
+
+
+def _check_features(header: Header, where: str) -> None:
+    for feature in header.reader_features:
         if feature not in KNOWN_FEATURES:
             raise HeaderError(
                 f"the store needs the feature {feature!r}, which this kdstore does not know",
@@ -172,7 +185,35 @@ def _check_fields(header: Header, where: str) -> None:
             expected=f"1 to {1 << 24}",
             got=vocab_size,
         )
-    if not isinstance(signals, dict) or not signals:
-        raise HeaderError(
-            "the header names no signal", where=where, expected="signals", got=signals
-        )
+    _check_signals(signals, where)
+    for name in ("plan_digest", "id_order_digest", "vocab_digest", "tokenizer_digest", "seed"):
+        if name not in header.identity:
+            raise HeaderError(f"identity.{name} is missing", where=where, expected=name, got=None)
+
+
+def _checked_files(files: dict[str, Any], where: str) -> dict[str, str]:
+    for path, digest in files.items():
+        parts = path.split("/")
+        if not isinstance(digest, str) or any(part in ("", ".", "..") for part in parts):
+            raise HeaderError(
+                "the header names a file that leaves the store",
+                where=where,
+                expected="a relative path and its SHA-256",
+                got=(path, digest),
+            )
+    return files
+
+
+def _check_signals(signals: Any, where: str) -> None:
+    named = isinstance(signals, dict) and signals
+    fields = {"selection": str, "codec": str, "scalars": list}
+    for name, signal in signals.items() if named else [("?", None)]:
+        for field_name, kind in fields.items():
+            value = signal.get(field_name) if isinstance(signal, dict) else None
+            if not isinstance(value, kind):
+                raise HeaderError(
+                    f"the header does not describe signal {name!r}",
+                    where=where,
+                    expected=f"signals.{name}.{field_name}, a {kind.__name__}",
+                    got=value,
+                )

@@ -39,7 +39,7 @@ def unit_of_commit(name: str) -> int | None:
 
 
 def manifest_path(count: int) -> str:
-    """Path of the manifest of the first ``count`` commits."""
+    """Path of the manifest of ``count`` commits."""
     return f"manifest-{count:06d}.parquet"
 
 

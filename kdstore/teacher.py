@@ -31,5 +31,5 @@ class Teacher(Protocol):
         ...
 
     def provenance(self) -> dict[str, Any]:
-        """What a commit records of this run: device, versions, mass lost to vocabulary padding."""
+        """What a commit records: device, versions, mass lost to padding since the last call."""
         ...

@@ -34,7 +34,7 @@ class FullCodec(SignalCodec):
         del keys
         V = self.order.vocab_size
         dense = np.full((len(signal), V), -np.inf, dtype="<f2")
-        dense[signal.rows_N, signal.ids_N] = np.maximum(signal.logprobs_N, _LOWEST)
+        dense[signal.rows_N, signal.ids_N] = np.clip(signal.logprobs_N, _LOWEST, 0)
         bits = dense.reshape(-1).view("<u2").astype(np.int64)
         return split_integers("half", bits, width=2, splits=splits * V)
 

@@ -58,7 +58,7 @@ def cube_root_grid() -> Grid:
 
 
 def nat_grid() -> Grid:
-    """Multiples of 1/64 nat from 0 to 1023.98: two bytes, one code (65535) left for infinity."""
+    """Multiples of 1/64 nat from 0 to 1023.97: two bytes, one code (65535) left for infinity."""
     return Grid(np.arange(65535, dtype=np.float64) * SCALAR_STEP)
 
 

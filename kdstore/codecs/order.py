@@ -61,15 +61,17 @@ class IdOrder:
     def from_bytes(cls, data: bytes, *, expected_digest: str, where: str) -> IdOrder:
         """The order in an Arrow IPC file; HeaderError unless it is the one the header names."""
         try:
-            ids = pa.ipc.open_file(pa.BufferReader(data)).read_all()["id"].to_numpy()
-        except (pa.ArrowInvalid, KeyError) as error:
+            column = pa.ipc.open_file(pa.BufferReader(data)).read_all()["id"]
+            ids = column.cast(pa.int32()).to_numpy()
+        except (pa.ArrowException, OSError, KeyError) as error:
             raise HeaderError("cannot read the id order", where=where, got=error) from error
-        if sha256_hex(ids.astype("<i4").tobytes()) != expected_digest:
+        digest = sha256_hex(ids.astype("<i4").tobytes())
+        if digest != expected_digest:
             raise HeaderError(
                 "the id order is not the one that the header names",
                 where=where,
                 expected=expected_digest,
-                got=sha256_hex(ids.astype("<i4").tobytes()),
+                got=digest,
                 todo="restore idorder.arrow; without it no token id of the store can be read",
             )
         return cls._of_permutation(ids.astype(np.int64))

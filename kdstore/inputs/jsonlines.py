@@ -60,7 +60,22 @@ def _parse(line: bytes, where: str) -> Row:
         ) from error
     if not isinstance(value, dict):
         raise _not_an_object(value, where)
+    if "\\ud" in text.lower():  # only an escape can smuggle half a surrogate pair in
+        _check_unicode(value, where)
     return value
+
+
+def _check_unicode(value: dict[str, Any], where: str) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            "text that is not Unicode",
+            where=where,
+            expected="surrogates in pairs only",
+            got=f"{error.object[error.start]!a}",
+            todo="repair the text where it was cut or decoded",
+        ) from error
 
 
 def _not_an_object(value: Any, where: str) -> InputError:

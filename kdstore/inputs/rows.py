@@ -201,7 +201,7 @@ def _metadata(value: Any, where: str) -> dict[str, Any] | None:
         return None
     try:
         if isinstance(value, dict):
-            json.dumps(value)
+            json.dumps(value, allow_nan=False)
             return value
         got = f"{type(value).__name__}: {value!r:.60}"
     except (TypeError, ValueError) as error:

@@ -26,7 +26,10 @@ from kdstore.header import Header, parse_json_object
 from kdstore.layout import signal_column
 from kdstore.sample import Sample, Span
 
-RESTORE = "restore the shard from a copy, or remove its commit and run the dump again"
+RESTORE = (
+    "restore the shard from a copy; or remove its unit's file in commits/ and every "
+    "manifest-*.parquet, then run the same dump again: it makes the unit anew"
+)
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError)
 
 

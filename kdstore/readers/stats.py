@@ -7,7 +7,7 @@ from typing import Any
 
 from kdstore.codecs.rows import RUNS
 from kdstore.codecs.scalars import scalar_planes
-from kdstore.layout import signal_column
+from kdstore.layout import COMMITS, signal_column
 from kdstore.readers.store import Store
 
 
@@ -75,9 +75,9 @@ def _top_level(path: str) -> str:
 
 def _bookkeeping_bytes(store: Store) -> int:
     folder = store.folder
-    files = [name for name in folder.names() if "." in name]
-    files += [f"{sub}/{name}" for sub in ("tokenizer", "commits") for name in folder.names(sub)]
-    return sum(folder.size(name) for name in files if not name.startswith("."))
+    files = [*store.header.files, *(name for name in folder.names() if "." in name[1:])]
+    files += [f"{COMMITS}/{name}" for name in folder.names(COMMITS)]
+    return sum(folder.size(name) for name in set(files) if not name.startswith("."))
 
 
 def _mean(store: Store, name: str, scored: int) -> float:

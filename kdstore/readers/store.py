@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from kdstore.align import TokenTable
+from kdstore.align.tokenizer_files import TABLE_FILE
 from kdstore.codecs import IdOrder, SignalCodec, codec_named
 from kdstore.commit import load_commits
-from kdstore.errors import StoreNotFoundError
+from kdstore.errors import StoreNotFoundError, UsageError
 from kdstore.filesystem import Folder
 from kdstore.header import Header
 from kdstore.layout import HEADER, ID_ORDER, MAIN_SIGNAL, TOKENIZER
@@ -47,6 +48,7 @@ class Store:
         self._shards: dict[int, ShardReader] = {}
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
         self.header = _read_header(folder)
+        _check_signal(self.header, signal, folder)
         self.commits = list(load_commits(folder, self.header).values())
         self.first_rows = np.cumsum([0, *(commit.shard.rows for commit in self.commits)])
 
@@ -119,15 +121,17 @@ class Store:
 
     def token_table(self) -> TokenTable:
         """The bytes behind each token id."""
-        name = f"{TOKENIZER}/table.arrow"
+        name = f"{TOKENIZER}/{TABLE_FILE}"
         return TokenTable.from_bytes(self.folder.read(name), where=self.folder.location(name))
 
     def copy_tokenizer(self, target: str | Path) -> None:
-        """Copy the stored tokenizer files into a local folder."""
-        Path(target).mkdir(parents=True, exist_ok=True)
-        for name in self.folder.names(TOKENIZER):
-            if name != "table.arrow":
-                (Path(target) / name).write_bytes(self.folder.read(f"{TOKENIZER}/{name}"))
+        """Copy the stored tokenizer files into a local folder, as transformers lays them out."""
+        for path in self.header.files:
+            name = path.removeprefix(f"{TOKENIZER}/")
+            if name not in (path, TABLE_FILE):
+                copy = Path(target) / name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(self.folder.read(path))
 
     def shard(self, unit_index: int) -> ShardReader:
         """The opened shard of the n-th committed unit."""
@@ -169,6 +173,16 @@ class Store:
 
     def _reset(self) -> None:
         self._decoder, self._shards, self._groups = None, {}, OrderedDict()
+
+
+def _check_signal(header: Header, signal: str, folder: Folder) -> None:
+    if signal not in header.identity["signals"]:
+        raise UsageError(
+            f"the store has no signal {signal!r}",
+            where=folder.url,
+            expected="one of " + ", ".join(header.identity["signals"]),
+            got=signal,
+        )
 
 
 def _read_header(folder: Folder) -> Header:

@@ -8,7 +8,7 @@ from typing import Any
 
 import xxhash
 
-from kdstore.align import TokenTable
+from kdstore.align.tokenizer_files import TOKENIZER_FILE
 from kdstore.commit import ShardRecord
 from kdstore.errors import HeaderError, KDStoreError
 from kdstore.hashing import sha256_hex
@@ -57,7 +57,7 @@ def verify_store(
             f"the dump is unfinished: {len(store.commits)} of {store.header.num_units} units"
         )
     plan = _gather(report, lambda: _read_plan(store))
-    _gather(report, lambda: _check_tokenizer(store))
+    _check_files(store, report)
     decoder = _gather(report, lambda: store.decoder)
     if plan is None or decoder is None:
         return report
@@ -70,7 +70,7 @@ def verify_store(
 def _gather(report: VerifyReport, check: Callable[[], Any]) -> Any:
     try:
         return check()
-    except (KDStoreError, FileNotFoundError) as error:
+    except (KDStoreError, OSError) as error:
         report.problems.append(str(error))
         return None
 
@@ -81,29 +81,35 @@ def _read_plan(store: Store) -> Plan:
         expected_digest=store.header.identity["plan_digest"],
         where=store.folder.location(PLAN),
     )
-    if plan.num_units != store.header.num_units:
-        raise HeaderError(
-            "plan and header disagree", expected=store.header.num_units, got=plan.num_units
-        )
+    found = {
+        "units": plan.num_units,
+        "num_tokens": plan.total("num_tokens"),
+        "num_scored": plan.total("num_scored"),
+    }
+    for name, value in found.items():
+        if store.header.plan.get(name) != value:
+            raise HeaderError(
+                f"plan and header disagree on {name}",
+                where=store.folder.location(PLAN),
+                expected=store.header.plan.get(name),
+                got=value,
+            )
     return plan
 
 
-def _check_tokenizer(store: Store) -> None:
+def _check_files(store: Store, report: VerifyReport) -> None:
+    """The files written with the header, and the token table against the identity."""
+    for path, digest in store.header.files.items():
+        found = _gather(report, lambda path=path: sha256_hex(store.folder.read(path)))  # type: ignore[misc]
+        if found not in (None, digest):
+            where = store.folder.location(path)
+            report.problems.append(f"{where}: SHA-256 is {found}, the header has {digest}")
     identity = store.header.identity
-    table: TokenTable = store.token_table()
-    name = f"{TOKENIZER}/tokenizer.json"
-    found = {
-        "vocab_digest": table.fingerprint(),
-        "tokenizer_digest": sha256_hex(store.folder.read(name)),
-    }
-    for field_name, digest in found.items():
-        if digest != identity[field_name]:
-            raise HeaderError(
-                f"the tokenizer is not the one that the header names: {field_name} differs",
-                where=store.folder.location(TOKENIZER),
-                expected=identity[field_name],
-                got=digest,
-            )
+    if store.header.files.get(f"{TOKENIZER}/{TOKENIZER_FILE}") != identity["tokenizer_digest"]:
+        report.problems.append("the stored tokenizer is not the one that the identity names")
+    table = _gather(report, store.token_table)
+    if table is not None and table.fingerprint() != identity["vocab_digest"]:
+        report.problems.append("the token table is not the one that the identity names")
 
 
 def _verify_unit(store: Store, index: int, plan: Plan, report: VerifyReport) -> None:
@@ -112,22 +118,20 @@ def _verify_unit(store: Store, index: int, plan: Plan, report: VerifyReport) -> 
     if hash_problem:
         report.problems.append(hash_problem)
     planned = plan.unit(commit.unit)
-    found: list[str] = []
-    tokens = scored = 0
+    found: list[tuple[str, int]] = []
+    scored = 0
     for sample in _samples(store, index, report):
-        found.append(sample.sample_id)
-        tokens, scored = tokens + sample.num_tokens, scored + sample.num_scored
-    counts = (len(found), tokens, scored)
+        found.append((sample.sample_id, sample.num_tokens))
+        scored += sample.num_scored
+    counts = (len(found), sum(tokens for _, tokens in found), scored)
     committed = (commit.shard.rows, commit.shard.tokens, commit.shard.scored)
     where = store.folder.location(commit.shard.path)
     if counts != committed:
         report.problems.append(
             f"{where}: (rows, tokens, scored) is {counts}, committed was {committed}"
         )
-    if found != planned.sample_ids:
-        report.problems.append(
-            f"{where}: the sample ids are not those that unit {commit.unit} plans"
-        )
+    if found != planned.ids_and_lengths:
+        report.problems.append(f"{where}: the samples are not those that unit {commit.unit} plans")
     report.num_units += 1
     report.num_samples += len(found)
     report.num_scored += scored

@@ -22,8 +22,7 @@ HEAD_SLACK = 1e-6
 class PPS(SampledSelection):
     """Head above the tail weight, tail of mass m as ``ceil(m / tau)`` tokens of equal weight.
 
-    Inclusion probability of a tail token is p / w, so that E[entry] = p exactly. ``draws`` says
-    how many independent draws a store keeps.
+    Inclusion probability of a tail token is p / w, so that E[entry] = p exactly.
 
     >>> PPS(tau=0.06).spec
     'pps:tau=0.06'
@@ -31,13 +30,10 @@ class PPS(SampledSelection):
 
     kind = "pps"
     tau: float = 0.06
-    draws: int = 1
 
     def __post_init__(self) -> None:
-        expected = "0 < tau <= 1, draws >= 1, temperature > 0"
-        require(
-            0 < self.tau <= 1 and self.draws >= 1 and self.temperature > 0, self, expected=expected
-        )
+        expected = "0 < tau <= 1, temperature > 0"
+        require(0 < self.tau <= 1 and self.temperature > 0, self, expected=expected)
 
     def entries(self, logp_CV: Tensor, keys: RowKeys) -> Entries:
         """Entries that sum to one; ``tail_N`` marks the sampled ones, all of weight w."""

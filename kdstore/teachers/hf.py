@@ -59,15 +59,16 @@ class HFTeacher:
                 yield sample.sample_id, signal[start:end]
 
     def provenance(self) -> dict[str, Any]:
-        """Device, versions and the mean probability that vocabulary padding had."""
+        """Device, versions and the mean probability of vocabulary padding since the last call."""
         import transformers
 
+        stats, self.stats = self.stats, SelectionStats()
         return {
             "backend": "hf",
             "device": str(self._split.device),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "padding_mass": self.stats.padding_mass / max(self.stats.num_positions, 1),
+            "padding_mass": stats.padding_mass / max(stats.num_positions, 1),
         }
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ import numpy as np
 import kdstore
 from kdstore.align import TokenTable, tokenizer_digest, tokenizer_files
 from kdstore.codecs.registry import codec_name_for
+from kdstore.codecs.rows import PLAIN_COLUMNS
 from kdstore.errors import InputError, TeacherError
 from kdstore.filesystem import Folder
 from kdstore.inputs import SampleBuilder, Source
@@ -32,7 +33,6 @@ from kdstore.writers.store import NewPlan, StoreWriter
 
 DEFAULT_UNIT_TOKENS = 1 << 22
 CONFIG_FILE = "tokenizer_config.json"
-_COLUMNS = ("sample_id", "num_tokens", "num_scored", "input_ids", "spans", "metadata")
 _TEXT_COLUMNS = ("text", "messages")
 
 
@@ -131,7 +131,7 @@ def build_identity(
         "signals": {MAIN_SIGNAL: signal},
         "source": source.rows.fingerprint(),
         "unit_tokens": config.unit_tokens,
-        "columns": [*_COLUMNS, *(_TEXT_COLUMNS if keep_text else ())],
+        "columns": [name for name in PLAIN_COLUMNS if keep_text or name not in _TEXT_COLUMNS],
         "seed": config.seed,
     }
 
@@ -234,7 +234,7 @@ def _with_signal(
 
 
 def _check_as_planned(unit: PlannedUnit, samples: Sequence[Sample], where: str) -> None:
-    planned = list(zip(unit.sample_ids, unit.num_tokens, strict=True))
+    planned = unit.ids_and_lengths
     found = [(sample.sample_id, sample.num_tokens) for sample in samples]
     if planned != found:
         pairs = zip([*planned, None], [*found, None], strict=False)

@@ -43,6 +43,11 @@ class PlannedUnit:
     first_row: int
     last_row: int
 
+    @property
+    def ids_and_lengths(self) -> list[tuple[str, int]]:
+        """(sample id, tokens) of each sample, in order."""
+        return list(zip(self.sample_ids, self.num_tokens, strict=True))
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:

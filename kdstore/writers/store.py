@@ -11,6 +11,7 @@ from kdstore.codecs import IdOrder, codec_named
 from kdstore.commit import Commit, load_commits, manifest_bytes
 from kdstore.errors import UsageError
 from kdstore.filesystem import Folder
+from kdstore.hashing import sha256_hex
 from kdstore.header import Header, check_same_identity
 from kdstore.layout import (
     COMMITS,
@@ -114,9 +115,10 @@ class StoreWriter:
             record = self.shards.write(target, samples, path=path)
         commit = Commit(unit, record, self.header.config_digest, statistics, provenance)
         if not self.folder.create(commit_path(unit), commit.to_bytes()):
-            self.folder.remove(path)
             name = commit_path(unit)
             commit = Commit.from_bytes(self.folder.read(name), where=self.folder.location(name))
+            if commit.shard.path != path:  # else the create went through and its answer was lost
+                self.folder.remove(path)
         self.commits[unit] = commit
         if len(self.commits) % COMMITS_PER_MANIFEST == 0:
             self._write_manifest()
@@ -168,11 +170,14 @@ def _create(
     new = make_plan()
     plan, order = new.plan, new.order
     identity |= {"plan_digest": plan.digest(), "id_order_digest": order.digest()}
-    for name, data in tokenizer_files.items():
-        folder.replace(f"{TOKENIZER}/{name}", data)
-    folder.replace(ID_ORDER, order.to_bytes())
-    folder.replace(PLAN, plan.to_bytes())
+    contents = {f"{TOKENIZER}/{name}": data for name, data in tokenizer_files.items()}
+    contents |= {ID_ORDER: order.to_bytes(), PLAN: plan.to_bytes()}
+    for path, data in contents.items():
+        folder.replace(path, data)
     counts = {name: plan.total(name) for name in ("num_tokens", "num_scored")}
-    content = {"kind": "fixed", "units": plan.num_units, **counts, "input": new.counters}
-    header = Header(identity, content)
+    header = Header(
+        identity,
+        {"kind": "fixed", "units": plan.num_units, **counts, "input": new.counters},
+        {path: sha256_hex(data) for path, data in sorted(contents.items())},
+    )
     folder.create(HEADER, header.to_bytes())

@@ -41,6 +41,18 @@ def is_sampled(selection: str) -> bool:
     return selection.partition(":")[0] in SAMPLED_KINDS
 
 
+def refuse_temperature(selection: str) -> None:
+    """UsageError for a signal drawn at another temperature than the student's 1."""
+    if is_sampled(selection) and "temperature=" in selection:
+        raise UsageError(
+            "the signal was drawn at another temperature than the loss compares at",
+            where=f"signal {selection}",
+            expected="a signal drawn at temperature 1",
+            got=selection,
+            todo="dump without the option temperature",
+        )
+
+
 def labels_S(batch: Batch) -> Tensor:
     """int64 [S]: the token at each scored position: it follows the row that predicts it."""
     return batch.labels.reshape(-1)[batch.logit_rows_S + 1]

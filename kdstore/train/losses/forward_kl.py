@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kdstore.train.losses.base import Reduction, is_sampled, reduce_terms, segment_sum
+from kdstore.train.losses.base import (
+    Reduction,
+    is_sampled,
+    reduce_terms,
+    refuse_temperature,
+    segment_sum,
+)
 from kdstore.train.losses.terms import Entries, StudentTerms, student_terms
 
 if TYPE_CHECKING:
@@ -44,6 +50,7 @@ def forward_kl(
     """
     signal = batch.signal
     sampled = is_sampled(signal.selection)
+    refuse_temperature(signal.selection)
     with_rest = not sampled and bool((signal.rest_S > -torch.inf).any())
     entries = Entries(signal.indptr, signal.rows_N, signal.ids_N)
     student = student_terms(logits, batch.logit_rows_S, entries, with_outside=with_rest)
