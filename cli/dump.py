@@ -52,7 +52,12 @@ def dump(**options: Any) -> None:
     from kdstore.inputs import InputConfig, SampleBuilder, open_source
     from kdstore.select import DEFAULT_SCALARS, parse_selection
     from kdstore.teachers.hf import HFTeacher
-    from kdstore.teachers.hf_load import default_device, describe_checkpoint, load_tokenizer
+    from kdstore.teachers.hf_load import (
+        check_device,
+        default_device,
+        describe_checkpoint,
+        load_tokenizer,
+    )
     from kdstore.writers.dump import DumpConfig, DumpSource, open_dump, run_units
 
     worker, num_workers = parse_worker(options["worker"])
@@ -63,7 +68,7 @@ def dump(**options: Any) -> None:
         unit_tokens=options["unit_tokens"],
         seed=options["seed"],
     )
-    device = options["device"] or default_device()
+    device = check_device(options["device"] or default_device())
     info = describe_checkpoint(options["teacher"], dtype=options["dtype"], device=device)
     tokenizer = load_tokenizer(info.path)
     rows = open_source(options["data"], split=options["split"])

@@ -52,7 +52,11 @@ class HFTeacher:
         seed: int = 0,
     ) -> Iterator[tuple[str, SparseSignal]]:
         """(sample_id, signal) of each sample that has scored positions, longest first."""
-        for batch in length_batches(samples, batch_tokens=self.batch_tokens):
+        self._check_lengths(samples)
+        batches = length_batches(
+            samples, batch_tokens=self.batch_tokens, mix_lengths=self.info.mixes_lengths
+        )
+        for batch in batches:
             signal = self._score_batch(batch, selection, tuple(scalars), seed)
             bounds = np.cumsum([0, *(sample.num_scored for sample in batch)])
             for sample, start, end in zip(batch, bounds, bounds[1:], strict=False):
@@ -97,6 +101,18 @@ class HFTeacher:
             )
         return SparseSignal.concat(parts)
 
+    def _check_lengths(self, samples: Sequence[Sample]) -> None:
+        limit = self.info.max_length
+        longest = max(samples, key=lambda sample: sample.num_tokens, default=None)
+        if limit is not None and longest is not None and longest.num_tokens > limit:
+            raise TeacherError(
+                "a sample is longer than the teacher takes",
+                where=f"sample {longest.sample_id!r}",
+                expected=f"at most {limit} tokens",
+                got=longest.num_tokens,
+                todo="split long samples with max_length",
+            )
+
     @torch.inference_mode()
     def _check_width(self) -> None:
         probe = torch.zeros((1, 1), dtype=torch.long, device=self._split.device)
@@ -111,16 +127,22 @@ class HFTeacher:
             )
 
 
-def length_batches(samples: Sequence[Sample], *, batch_tokens: int) -> Iterator[list[Sample]]:
+def length_batches(
+    samples: Sequence[Sample], *, batch_tokens: int, mix_lengths: bool = True
+) -> Iterator[list[Sample]]:
     """Samples with scored positions, longest first, in batches of bounded padded size.
 
-    A sample longer than ``batch_tokens`` is a batch of its own.
+    A sample longer than ``batch_tokens`` is a batch of its own. Without ``mix_lengths`` only equal
+    lengths share a batch.
     """
     batch: list[Sample] = []
     for sample in sorted(samples, key=lambda sample: -sample.num_tokens):
         if not sample.num_scored:
             continue
-        if batch and batch[0].num_tokens * (len(batch) + 1) > batch_tokens:
+        if batch and (
+            batch[0].num_tokens * (len(batch) + 1) > batch_tokens
+            or (not mix_lengths and batch[0].num_tokens != sample.num_tokens)
+        ):
             yield batch
             batch = []
         batch.append(sample)

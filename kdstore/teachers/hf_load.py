@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import xxhash
+from safetensors import SafetensorError
 
 from kdstore.errors import TeacherError, UsageError
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.pt")
-_EDGE_BYTES = 1 << 20
+_TENSOR_START_BYTES = 1 << 12
+_BLOCK_BYTES = 1 << 22
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -24,6 +27,7 @@ class CheckpointInfo:
 
     ``vocab_size`` is the width of its logits, ``max_length`` the longest sequence it takes (None if
     it does not say), ``dtype`` what it will compute in, ``revision`` a hash of its files.
+    ``mixes_lengths`` is False where the longest row of a batch changes the others' answers.
     """
 
     path: Path
@@ -32,6 +36,7 @@ class CheckpointInfo:
     dtype: str
     vocab_size: int
     max_length: int | None
+    mixes_lengths: bool = True
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -72,7 +77,8 @@ def describe_checkpoint(path: str | Path, *, dtype: str = "auto", device: str) -
         revision=_revision(folder),
         dtype=_resolve_dtype(dtype, config, device),
         vocab_size=int(text.vocab_size),
-        max_length=getattr(text, "max_position_embeddings", None),
+        max_length=_max_length(text),
+        mixes_lengths="longrope" not in _rope_types(text),
     )
 
 
@@ -83,10 +89,40 @@ def load_model(info: CheckpointInfo, *, device: str) -> Any:
 
     logging.disable_progress_bar()  # progress is drawn in kdstore.progress alone
     try:
-        model = AutoModelForCausalLM.from_pretrained(info.path, dtype=_DTYPES[info.dtype])
-    except (OSError, ValueError, json.JSONDecodeError) as error:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            info.path, dtype=_DTYPES[info.dtype], output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TeacherError("cannot load the teacher", where=info.path, got=error) from error
+    _check_loaded(loading, info)
     return model.to(device).eval().requires_grad_(False)
+
+
+def check_device(device: str) -> str:
+    """The device, if torch can use it here; UsageError if not."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"torch cannot use the device {device!r}",
+            where="--device",
+            expected="cpu, or a device that this build of torch drives here",
+            got=str(error).splitlines()[0],
+        ) from error
+    return device
+
+
+def _check_loaded(loading: dict[str, Any], info: CheckpointInfo) -> None:
+    """transformers fills weights that a checkpoint lacks with random ones and only warns."""
+    for name in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if loading.get(name):
+            raise TeacherError(
+                "the checkpoint does not hold all of the model's weights",
+                where=info.path,
+                expected=f"no {name.replace('_', ' ')}",
+                got=", ".join(map(str, sorted(loading[name], key=str)[:5])),
+                todo="use the full checkpoint of a causal LM, head included",
+            )
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -116,6 +152,31 @@ def _load_config(folder: Path) -> Any:
         ) from error
 
 
+def _ropes(config: Any) -> list[dict[str, Any]]:
+    """The rotary settings of a model: one, or one per type of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return [rope for rope in (parameters, *nested) if "rope_type" in rope]
+
+
+def _rope_types(config: Any) -> set[str]:
+    return {rope["rope_type"] for rope in _ropes(config)}
+
+
+def _max_length(config: Any) -> int | None:
+    """Longest sequence whose answers depend on nothing but itself.
+
+    Beyond its original length, transformers' dynamic rotary factors follow the longest row so far.
+    """
+    lengths = [getattr(config, "max_position_embeddings", None)]
+    lengths += [
+        rope.get("original_max_position_embeddings")
+        for rope in _ropes(config)
+        if rope["rope_type"] == "dynamic"
+    ]
+    return min((length for length in lengths if length), default=None)
+
+
 def _resolve_dtype(name: str, config: Any, device: str) -> str:
     if name == "auto":
         saved = str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch.")
@@ -129,18 +190,37 @@ def _resolve_dtype(name: str, config: Any, device: str) -> str:
 
 
 def _revision(folder: Path) -> str:
-    """xxh3_128 over config and weights: of each weight file its name, size, first and last MiB.
+    """xxh3_128 over config and weights.
 
-    Reading terabytes to tell two checkpoints apart is not worth it; a fine-tune changes every
-    tensor, so also those at the edges.
+    Of a safetensors file its header and the first 4 KiB of every tensor: reading terabytes to tell
+    two checkpoints apart is not worth it, and training moves a tensor everywhere or not at all.
+    Other weight files in full.
     """
     digest = xxhash.xxh3_128((folder / "config.json").read_bytes())
     files = sorted(file for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern))
     for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
+        digest.update(f"{file.name}:{file.stat().st_size}".encode())
         with file.open("rb") as handle:
-            digest.update(handle.read(_EDGE_BYTES))
-            handle.seek(max(size - _EDGE_BYTES, 0))
-            digest.update(handle.read(_EDGE_BYTES))
+            blocks = _tensor_starts(handle) if file.suffix == ".safetensors" else _blocks(handle)
+            for block in blocks:
+                digest.update(block)
     return digest.hexdigest()
+
+
+def _tensor_starts(file: BinaryIO) -> Iterator[bytes]:
+    size = int.from_bytes(file.read(8), "little")
+    header = file.read(size)
+    yield header
+    try:
+        tensors = json.loads(header)
+        starts = sorted(t["data_offsets"] for name, t in tensors.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError):
+        return  # damaged: loading it will say so
+    for start, end in starts:
+        file.seek(8 + size + start)
+        yield file.read(min(end - start, _TENSOR_START_BYTES))
+
+
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
+    while block := file.read(_BLOCK_BYTES):
+        yield block

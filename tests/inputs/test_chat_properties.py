@@ -24,11 +24,6 @@ PLAIN_BUILDER = builder(byte_level(CHATML))
 GENERATION_BUILDER = builder(byte_level(CHATML_GENERATION))
 
 
-def shown(text: str) -> str:
-    """The text without line breaks that share a token with the header's."""
-    return text.removeprefix("\n")
-
-
 @settings(deadline=None, max_examples=300)
 @given(CHATS)
 def test_supervised_is_what_was_said_and_its_end(texts: list[str]) -> None:
@@ -36,8 +31,7 @@ def test_supervised_is_what_was_said_and_its_end(texts: list[str]) -> None:
     (sample,) = PLAIN_BUILDER.samples(0, row)
     answers = supervised(byte_level(), sample)
     said = [text + "<|im_end|>" for text in texts[1::2]]
-    assert [shown(answer) for answer in answers] == [shown(answer) for answer in said]
-    for answer, whole in zip(answers, said, strict=True):
+    for answer, whole in zip(answers, said, strict=True):  # a first line break may be the header's
         assert answer == whole or (whole[0] == "\n" and answer == whole[1:])
 
 

@@ -134,3 +134,97 @@ def test_another_checkpoint_of_the_same_name_has_another_revision(tmp_path: Path
 def test_unknown_dtype(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="bfloat16"):
         describe_checkpoint(saved_model(tmp_path, "Llama"), dtype="int4", device="cpu")
+
+
+def edit_weights(folder: Path, change: Any) -> None:
+    """Rewrite a checkpoint's tensors with ``change(name, tensor)``; None drops a tensor."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    changed = {name: change(name, tensor) for name, tensor in load_file(file).items()}
+    kept = {name: tensor for name, tensor in changed.items() if tensor is not None}
+    save_file(kept, file, metadata={"format": "pt"})
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    folder = saved_model(tmp_path, "Llama")
+    edit_weights(folder, lambda name, tensor: None if name == "lm_head.weight" else tensor)
+    with pytest.raises(TeacherError, match=r"lm_head\.weight"):
+        teacher_at(folder)
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
+    folder = saved_model(tmp_path, "Llama")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(TeacherError, match="cannot load"):
+        teacher_at(folder)
+
+
+@pytest.mark.parametrize(
+    "part", ["layers.1.mlp.down_proj", "layers.0.self_attn.q_proj", "model.norm"]
+)
+def test_one_changed_tensor_changes_the_revision(tmp_path: Path, part: str) -> None:
+    folder = saved_model(tmp_path, "Llama")
+    before = describe_checkpoint(folder, device="cpu").revision
+    edit_weights(folder, lambda name, tensor: tensor * 1.01 if part in name else tensor)
+    assert describe_checkpoint(folder, device="cpu").revision != before
+
+
+def saved_with_rope(folder: Path, **rope: Any) -> Path:
+    rope |= {"rope_theta": 10_000.0, "original_max_position_embeddings": 16}
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SMALL, rope_parameters=rope)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_longrope_batches_only_equal_lengths(tmp_path: Path) -> None:
+    """Its rotary factors follow the longest row of a batch."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    folder = saved_with_rope(tmp_path, rope_type="longrope", factor=4.0, **factors)
+    together = dict(teacher_at(folder).score(some_samples(), parse_selection("full")))
+    for sample in some_samples():
+        if sample.num_scored:
+            alone = dict(teacher_at(folder).score([sample], parse_selection("full")))
+            np.testing.assert_allclose(
+                together[sample.sample_id].to_dense(V),
+                alone[sample.sample_id].to_dense(V),
+                atol=1e-5,
+            )
+
+
+def test_dynamic_rope_is_not_taken_beyond_its_original_length(tmp_path: Path) -> None:
+    """Beyond it, transformers lets a row's factors depend on the rows that came before."""
+    folder = saved_with_rope(tmp_path, rope_type="dynamic", factor=4.0)
+    assert describe_checkpoint(folder, device="cpu").max_length == 16
+    with pytest.raises(TeacherError, match="longer than the teacher takes"):
+        list(teacher_at(folder).score(some_samples(), parse_selection("full")))
+
+
+def test_a_model_that_sees_the_label_is_refused(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        vocab_size=V,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.5,
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(TeacherError, match="not causal"):
+        teacher_at(tmp_path)
+
+
+def test_a_head_that_cannot_be_split_off_is_refused(tmp_path: Path) -> None:
+    config = transformers.OPTConfig(
+        vocab_size=V,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=32,
+        word_embed_proj_dim=32,
+        max_position_embeddings=64,
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(TeacherError, match="apart from its body"):
+        teacher_at(tmp_path)
