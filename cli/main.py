@@ -44,20 +44,20 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup)
 @click.version_option(package_name="kdstore")
-@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
-@click.pass_context
-def cli(ctx: click.Context, debug: bool) -> None:
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors; anywhere on the line.")
+def cli(debug: bool) -> None:
     """The store for teacher signals in language-model distillation."""
-    ctx.obj = {"debug": debug}
+    del debug  # main() takes it off the line
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and leave with 0 (done), 1 (failed) or 2 (wrong usage)."""
-    arguments = sys.argv[1:] if args is None else args
+    given = sys.argv[1:] if args is None else args
+    arguments = [argument for argument in given if argument != "--debug"]
     try:
         sys.exit(_run(arguments))
     except KDStoreError as error:
-        if "--debug" in arguments:
+        if arguments != given:
             raise
         click.echo(f"kdstore: error: {error}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -59,7 +59,7 @@ class CorruptShardError(KDStoreError, ValueError):
 
 
 class StorageError(KDStoreError, OSError):
-    """The file system refused a write (disk full, no permission)."""
+    """The file system refused to read or write (disk full, no permission, no network)."""
 
 
 class MissingDependencyError(KDStoreError, ImportError):

@@ -7,192 +7,262 @@ was written so far when an exception leaves them.
 
 from __future__ import annotations
 
+import io
 import os
-import secrets
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from kdstore.errors import StorageError
+from kdstore.errors import KDStoreError, StorageError
+from kdstore.localfile import partial_beside, publish, publish_new
+
+READS_AT_ONCE = 16
+_REFUSED = "the file system refused a write; nothing of this file is visible"
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+# rclone's server sends the whole object's checksum with a range of it; a store has its own hashes.
+_S3_CONFIG = {"response_checksum_validation": "when_required"}
 
 
 class Folder:
-    """A folder named by a path or an fsspec URL; opened lazily, so that it can be pickled."""
+    """A folder named by a path or an fsspec URL; opened lazily, so that it can be pickled.
+
+    Reading raises FileNotFoundError for what is not there. Every other failure, of reading or
+    writing, is a StorageError. What other processes wrote is seen: no listing is remembered.
+    """
 
     def __init__(self, url: str | os.PathLike[str], **storage_options: Any) -> None:
-        self.url = str(url).rstrip("/") or "/"
+        self.url = re.sub(r"(?<![:/])/+$", "", str(url)) or "/"
         self.storage_options = storage_options
+        self._opened_in: dict[int, tuple[Any, str]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, "storage_options": self.storage_options}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _opened_in={})
+
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
-
-    @cached_property
-    def _opened(self) -> tuple[Any, str]:
-        fs, root = fsspec.core.url_to_fs(self.url, **self.storage_options)
-        return fs, str(root).rstrip("/")
 
     @property
     def local_root(self) -> Path | None:
         """The folder's path if it lies on a local disk, else None."""
         fs, root = self._opened
-        return Path(root) if "file" in _protocols(fs) else None
+        return Path(root or "/") if "file" in _protocols(fs) else None
 
     def location(self, path: str) -> str:
         """The full name of a file, for messages."""
-        return f"{self.url}/{path}"
+        return f"{self.url.rstrip('/')}/{path}"
 
     def read(self, path: str) -> bytes:
         """All bytes of a file; FileNotFoundError if there is none."""
-        return bytes(self._fs.cat_file(self._at(path)))
+        with self._reading(path):
+            return bytes(self._fresh_fs.cat_file(self._at(path)))
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        """All bytes of several files, some at once: a remote read is mostly waiting."""
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            return list(pool.map(self.read, paths))
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
-        """The bytes ``[start, end)`` of a file."""
-        return bytes(self._fs.cat_file(self._at(path), start=start, end=end))
+        """The bytes ``[start, end)`` of a file, as far as it has them."""
+        if end <= start:  # no range header can say so
+            return b""
+        with self._reading(path):
+            return bytes(self._fs.cat_file(self._at(path), start=start, end=end))
 
     def size(self, path: str) -> int:
         """Size of a file in bytes; FileNotFoundError if there is none."""
-        return int(self._fs.size(self._at(path)))
+        with self._reading(path):
+            return int(self._fresh_fs.size(self._at(path)))
 
     def exists(self, path: str = "") -> bool:
         """Whether a file or folder is there."""
-        return bool(self._fs.exists(self._at(path)))
+        with self._reading(path):
+            return bool(self._fresh_fs.exists(self._at(path)))
 
     def names(self, path: str = "") -> list[str]:
         """Sorted names of the files and folders in a folder; empty if there is none."""
-        self._fs.invalidate_cache()
-        try:
-            entries = self._fs.ls(self._at(path), detail=False)
-        except FileNotFoundError:
-            return []
-        return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+        folder = self._at(path)
+        with self._reading(path):
+            try:
+                entries = map(str, self._fresh_fs.ls(folder, detail=False))
+            except FileNotFoundError:
+                return []
+            marker = f"{folder}/"  # an empty object by which some S3 tools make a folder
+            return sorted(e.rstrip("/").rsplit("/", 1)[-1] for e in entries if e != marker)
 
-    def open_file(self, path: str) -> Any:
-        """A seekable binary file for reading."""
-        return self._fs.open(self._at(path), "rb")
+    def open_file(self, path: str) -> io.RawIOBase:
+        """A seekable binary file for reading, without a buffer; FileNotFoundError if none."""
+        return _RangeFile(self, path)
 
     def remove(self, path: str) -> None:
         """Remove a file; a missing one is fine."""
-        with suppress(FileNotFoundError):
+        with self._writing(path, "cannot remove"), suppress(FileNotFoundError):
             self._fs.rm_file(self._at(path))
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a new file whole. False, and nothing changed, if there is one already.
 
-        An object store that does not honour conditional writes overwrites instead. Raises
-        StorageError if the file system refuses.
+        An object store that does not honour conditional writes overwrites instead, if two
+        processes create the file at once.
         """
-        with self._storage_errors(path):
+        with self._writing(path):
             root = self.local_root
             if root is None:
                 return self._create_remote(path, data)
             target = root / path
-            with self._partial(target) as partial:
+            with partial_beside(target) as partial:
                 partial.write_bytes(data)
-                return _link_new(partial, target)
+                return publish_new(partial, target)
 
     def replace(self, path: str, data: bytes) -> None:
         """Write a file whole, over one that may be there."""
-        with self._storage_errors(path):
+        with self._writing(path):
             root = self.local_root
             if root is None:
                 self._fs.pipe_file(self._at(path), data)
                 return
-            with self._partial(root / path) as partial:
+            with partial_beside(root / path) as partial:
                 partial.write_bytes(data)
-                _publish(partial, root / path)
+                publish(partial, root / path)
 
     @contextmanager
     def writing(self, path: str) -> Iterator[Path]:
         """A local file to fill: ``path`` once the block ends, nothing if it raises."""
-        with self._storage_errors(path):
+        with self._writing(path, errors=OSError):
             root = self.local_root
             if root is not None:
-                with self._partial(root / path) as partial:
+                with partial_beside(root / path) as partial:
                     yield partial
-                    _publish(partial, root / path)
+                    publish(partial, root / path)
                 return
             with tempfile.TemporaryDirectory(prefix="kdstore-") as folder:
                 partial = Path(folder) / "partial"
                 yield partial
-                self._fs.put_file(str(partial), self._at(path))
+                with self._writing(path):
+                    self._fs.put_file(str(partial), self._at(path))
+
+    @property
+    def _opened(self) -> tuple[Any, str]:
+        """This process's file system, and the folder's path in it.
+
+        A forked child opens its own. What it inherits stays referenced here: its event loop does
+        not run in the child, and closing it would touch sockets that the parent still uses.
+        """
+        process = os.getpid()
+        if process not in self._opened_in:
+            fs, root = fsspec.core.url_to_fs(self.url, **_options(self.url, self.storage_options))
+            self._opened_in[process] = fs, str(root).rstrip("/")
+        return self._opened_in[process]
 
     @property
     def _fs(self) -> Any:
         return self._opened[0]
 
+    @property
+    def _fresh_fs(self) -> Any:
+        """The file system without the listings it remembers: others may have written since."""
+        fs = self._fs
+        fs.invalidate_cache()
+        return fs
+
     def _at(self, path: str) -> str:
         root = self._opened[1]
-        return f"{root}/{path}" if path else root
+        return f"{root}/{path}" if path else root or "/"
 
     def _create_remote(self, path: str, data: bytes) -> bool:
         if self.exists(path):
             return False
         try:
             self._fs.pipe_file(self._at(path), data, mode="create")
-        except FileExistsError:
-            return False
+        except OSError:  # servers answer a taken name with one of several errors
+            if not self.exists(path):
+                raise
+            # Taken by ourselves where an answer was lost and the client sent the same again.
+            return self.read(path) == data
         return True
 
     @contextmanager
-    def _partial(self, target: Path) -> Iterator[Path]:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-        try:
-            yield partial
-        finally:
-            partial.unlink(missing_ok=True)
-
-    @contextmanager
-    def _storage_errors(self, path: str) -> Iterator[None]:
+    def _reading(self, path: str) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise StorageError(
-                "the file system refused a write; nothing of this file is visible",
-                where=self.location(path),
-                got=error.strerror or error,
-                todo="free space or mend permissions, then run the same command again: it resumes",
-            ) from error
+        except (KDStoreError, *_MISSING):
+            raise
+        except Exception as error:  # botocore and aiohttp raise outside OSError
+            todo = "check address, permissions, credentials and connection, then try again"
+            raise self._storage_error("cannot read", path, error, todo) from error
+
+    @contextmanager
+    def _writing(
+        self, path: str, what: str = _REFUSED, *, errors: type[Exception] = Exception
+    ) -> Iterator[None]:
+        try:
+            yield
+        except KDStoreError:
+            raise
+        except errors as error:
+            todo = "free space or mend permissions, then run the same command again: it resumes"
+            raise self._storage_error(what, path, error, todo) from error
+
+    def _storage_error(self, what: str, path: str, error: Exception, todo: str) -> StorageError:
+        reason = getattr(error, "strerror", None) or error
+        got = f"{type(error).__name__}: {reason}"
+        return StorageError(what, where=self.location(path), got=got, todo=todo)
+
+
+class _RangeFile(io.RawIOBase):
+    """A file of a folder of which every read is one ranged request.
+
+    It holds no handle, whose position or connection a forked child would share with its parent, and
+    reads nothing ahead: s3fs's own files fetch 50 MiB for a row group of 4.
+    """
+
+    def __init__(self, folder: Folder, path: str) -> None:
+        super().__init__()
+        self._folder, self._path = folder, path
+        self._position, self._size = 0, folder.size(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = (0, self._position, self._size)[whence] + offset
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        rest = max(0, self._size - self._position)
+        length = rest if size is None or size < 0 else min(size, rest)
+        data = self._folder.read_range(self._path, self._position, self._position + length)
+        self._position += len(data)
+        return data
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _options(url: str, options: dict[str, Any]) -> dict[str, Any]:
+    if not url.startswith(("s3://", "s3a://")):
+        return options
+    return {**options, "config_kwargs": {**_S3_CONFIG, **options.get("config_kwargs", {})}}
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _publish(partial: Path, target: Path) -> None:
-    _sync(partial)
-    partial.replace(target)
-    _sync(target.parent)
-
-
-def _link_new(partial: Path, target: Path) -> bool:
-    """Give a finished file its name unless the name is taken."""
-    _sync(partial)
-    try:
-        os.link(partial, target)
-    except FileExistsError:
-        return False
-    except (PermissionError, NotImplementedError):  # no hard links here, as on some mounts
-        if target.exists():
-            return False
-        partial.replace(target)
-    _sync(target.parent)
-    return True

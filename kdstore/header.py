@@ -92,7 +92,7 @@ def parse_json_object(data: bytes, *, where: str) -> dict[str, Any]:
             "file is too large", where=where, expected=f"at most {MAX_HEADER_BYTES}", got=len(data)
         )
     try:
-        content = json.loads(data)
+        content = json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise HeaderError("cannot read the JSON", where=where, got=error) from error
     if not isinstance(content, dict):
@@ -100,6 +100,10 @@ def parse_json_object(data: bytes, *, where: str) -> dict[str, Any]:
             "not a JSON object", where=where, expected="{…}", got=type(content).__name__
         )
     return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def check_same_identity(stored: dict[str, Any], wanted: dict[str, Any], *, where: str) -> None:

@@ -22,6 +22,8 @@ from kdstore.errors import SignalError
 from kdstore.hashing import RowKeys
 from kdstore.signal import SparseSignal
 
+SUM_TOLERANCE = 1e-3  # of what a teacher may miss a sum of one by; decoding gives it exactly
+
 
 class SignalCodec(ABC):
     """Signals of one selection, over one id order, as byte planes."""
@@ -89,5 +91,13 @@ class SignalCodec(ABC):
                 expected=f"{self.selection} with scalars {list(self.scalars)}",
                 got=f"{signal.selection} with scalars {sorted(signal.scalars)}",
             )
-        if np.isnan(signal.logprobs_N).any() or (signal.logprobs_N > 1e-5).any():
+        if np.isnan(signal.logprobs_N).any() or (signal.logprobs_N > SUM_TOLERANCE).any():
             raise SignalError("an entry is no log-probability", expected="values at most 0, no NaN")
+        total = signal.kept_mass_S + np.exp(signal.rest_S.astype(np.float64))
+        if not (np.abs(total - 1) <= SUM_TOLERANCE).all():
+            raise SignalError(
+                "entries and rest of a position do not sum to one",
+                where=f"position {int(np.abs(total - 1).argmax())} of the signal",
+                expected=f"1 within {SUM_TOLERANCE}",
+                got=float(total[np.abs(total - 1).argmax()]),
+            )

@@ -76,6 +76,13 @@ def decode_ids(
 def ascending(
     ids_N: NDArray[np.int32], indptr: NDArray[np.int64], vocab_size: int
 ) -> NDArray[np.int64]:
-    """int64 [N]: the permutation that sorts entries by position, then by token id."""
+    """int64 [N]: the permutation that sorts entries by position, then by token id.
+
+    Raises CorruptShardError if a position has an id twice.
+    """
     rows = np.repeat(np.arange(len(indptr) - 1, dtype=np.int64), np.diff(indptr))
-    return np.argsort(rows * vocab_size + ids_N, kind="stable")
+    keys = rows * vocab_size + ids_N
+    permutation = np.argsort(keys, kind="stable")
+    if (np.diff(keys[permutation]) == 0).any():
+        raise CorruptShardError("a position has the same token id twice", expected="distinct ids")
+    return permutation

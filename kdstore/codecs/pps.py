@@ -165,7 +165,12 @@ def _largest_heads(signal: SparseSignal, tail_N: NDArray[np.bool_]) -> NDArray[n
 def _log_weights(signal: SparseSignal, tail_N: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Log tail weight of each position, -inf without a tail."""
     weights = np.full(len(signal), -np.inf)
-    weights[signal.rows_N[tail_N]] = signal.logprobs_N[tail_N]
+    rows, values = signal.rows_N[tail_N], signal.logprobs_N[tail_N]
+    weights[rows] = values
+    if (weights[rows] != values).any():
+        raise SignalError(
+            "tail entries of a position have different weights", expected="one weight"
+        )
     return weights
 
 
@@ -198,7 +203,7 @@ def _exact_positions(
     highest = signal.tail_counts_S * _GRID.levels[_GRID.below(weight_S) + 1]
     np.add.at(highest, other_rows, _GRID.levels[_GRID.below(other_values) + 1])
     has_head = signal.entries_S > signal.tail_counts_S
-    exact = (highest >= 1) & has_head
+    exact = (highest > 1 - 1e-9) & has_head
     exact[other_rows[other_values < _GRID.levels[1]]] = True
     return np.asarray(exact)
 

@@ -20,7 +20,7 @@ from kdstore.codecs.base import SignalCodec
 from kdstore.codecs.planes import Plane
 from kdstore.codecs.rows import PLAIN_COLUMNS, ROW_HASH, RUNS, decode_runs, row_hash
 from kdstore.commit import ShardRecord
-from kdstore.errors import CorruptShardError, KDStoreError
+from kdstore.errors import CorruptShardError, KDStoreError, StorageError
 from kdstore.filesystem import Folder
 from kdstore.header import Header, parse_json_object
 from kdstore.layout import signal_column
@@ -30,6 +30,7 @@ RESTORE = (
     "restore the shard from a copy; or remove its unit's file in commits/ and every "
     "manifest-*.parquet, then run the same dump again: it makes the unit anew"
 )
+_NULLABLE = ("text", "messages", "metadata")
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError)
 
 
@@ -92,14 +93,18 @@ class ShardReader:
     def row_group(self, group: int) -> pa.Table:
         """All columns of one row group; CorruptShardError if a page does not match its checksum."""
         try:
-            return self._file.read_row_group(group)
+            return self._file.read_row_group(group, use_threads=False)
+        except StorageError:
+            raise
         except _READ_ERRORS as error:
             raise self._corrupt(f"cannot read row group {group}", got=error) from error
 
     def column(self, name: str) -> list[Any]:
         """All values of one plain column, without the signals."""
         try:
-            values: list[Any] = self._file.read(columns=[name])[name].to_pylist()
+            values: list[Any] = self._file.read(columns=[name], use_threads=False)[name].to_pylist()
+        except StorageError:
+            raise
         except _READ_ERRORS as error:
             raise self._corrupt(f"cannot read column {name!r}", got=error) from error
         return values
@@ -116,6 +121,8 @@ class ShardReader:
             cells = {name: _cell(table, name, index) for name in table.column_names}
             stored = cells.pop(ROW_HASH)
             actual = row_hash(cells, cells)
+        except StorageError:
+            raise
         except _READ_ERRORS as error:
             raise self._corrupt("cannot read the row", row=row, got=error) from error
         if stored != actual:
@@ -143,6 +150,8 @@ class ShardReader:
                 folder.open_file(self.record.path), page_checksum_verification=True
             )
             self._check_identity(file)
+        except StorageError:
+            raise
         except _READ_ERRORS as error:
             raise self._corrupt("cannot open the shard", got=error) from error
         return file
@@ -168,6 +177,8 @@ class ShardReader:
 
 def _cell(table: pa.Table, name: str, index: int) -> Any:
     scalar = table.column(name)[index]
+    if not scalar.is_valid and name not in _NULLABLE:
+        raise ValueError(f"column {name!r} is null")
     if name == "input_ids":
         return scalar.values.to_numpy(zero_copy_only=False)
     if pa.types.is_large_binary(scalar.type):

@@ -13,7 +13,7 @@ import pyarrow as pa
 from kdstore.align import TokenTable
 from kdstore.align.tokenizer_files import TABLE_FILE
 from kdstore.codecs import IdOrder, SignalCodec, codec_named
-from kdstore.commit import load_commits
+from kdstore.commit import load_commits, read_part
 from kdstore.errors import StoreNotFoundError, UsageError
 from kdstore.filesystem import Folder
 from kdstore.header import Header
@@ -122,7 +122,7 @@ class Store:
     def token_table(self) -> TokenTable:
         """The bytes behind each token id."""
         name = f"{TOKENIZER}/{TABLE_FILE}"
-        return TokenTable.from_bytes(self.folder.read(name), where=self.folder.location(name))
+        return TokenTable.from_bytes(read_part(self.folder, name), where=self.folder.location(name))
 
     def copy_tokenizer(self, target: str | Path) -> None:
         """Copy the stored tokenizer files into a local folder, as transformers lays them out."""
@@ -131,7 +131,7 @@ class Store:
             if name not in (path, TABLE_FILE):
                 copy = Path(target) / name
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_bytes(self.folder.read(path))
+                copy.write_bytes(read_part(self.folder, path))
 
     def shard(self, unit_index: int) -> ShardReader:
         """The opened shard of the n-th committed unit."""
@@ -149,7 +149,7 @@ class Store:
 
     def _codec(self) -> SignalCodec:
         order = IdOrder.from_bytes(
-            self.folder.read(ID_ORDER),
+            read_part(self.folder, ID_ORDER),
             expected_digest=self.header.identity["id_order_digest"],
             where=self.folder.location(ID_ORDER),
         )

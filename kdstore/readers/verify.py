@@ -9,10 +9,10 @@ from typing import Any
 import xxhash
 
 from kdstore.align.tokenizer_files import TOKENIZER_FILE
-from kdstore.commit import ShardRecord
-from kdstore.errors import HeaderError, KDStoreError
+from kdstore.commit import ShardRecord, read_part
+from kdstore.errors import HeaderError, KDStoreError, StorageError
 from kdstore.hashing import sha256_hex
-from kdstore.layout import PLAN, TOKENIZER
+from kdstore.layout import PLAN, TOKENIZER, commit_path
 from kdstore.readers.store import Store
 from kdstore.writers.plan import Plan
 
@@ -70,6 +70,8 @@ def verify_store(
 def _gather(report: VerifyReport, check: Callable[[], Any]) -> Any:
     try:
         return check()
+    except StorageError:
+        raise  # a dead network is no fault of the store
     except (KDStoreError, OSError) as error:
         report.problems.append(str(error))
         return None
@@ -77,7 +79,7 @@ def _gather(report: VerifyReport, check: Callable[[], Any]) -> Any:
 
 def _read_plan(store: Store) -> Plan:
     plan = Plan.from_bytes(
-        store.folder.read(PLAN),
+        read_part(store.folder, PLAN),
         expected_digest=store.header.identity["plan_digest"],
         where=store.folder.location(PLAN),
     )
@@ -100,7 +102,7 @@ def _read_plan(store: Store) -> Plan:
 def _check_files(store: Store, report: VerifyReport) -> None:
     """The files written with the header, and the token table against the identity."""
     for path, digest in store.header.files.items():
-        found = _gather(report, lambda path=path: sha256_hex(store.folder.read(path)))  # type: ignore[misc]
+        found = _gather(report, lambda path=path: sha256_hex(read_part(store.folder, path)))  # type: ignore[misc]
         if found not in (None, digest):
             where = store.folder.location(path)
             report.problems.append(f"{where}: SHA-256 is {found}, the header has {digest}")
@@ -117,6 +119,8 @@ def _verify_unit(store: Store, index: int, plan: Plan, report: VerifyReport) -> 
     hash_problem = _gather(report, lambda: _check_file(store, commit.shard))
     if hash_problem:
         report.problems.append(hash_problem)
+    if _gather(report, lambda: _commit_file(store, commit.unit)) not in (None, commit.to_bytes()):
+        report.problems.append(f"unit {commit.unit}: manifest and commit file differ")
     planned = plan.unit(commit.unit)
     found: list[tuple[str, int]] = []
     scored = 0
@@ -135,6 +139,10 @@ def _verify_unit(store: Store, index: int, plan: Plan, report: VerifyReport) -> 
     report.num_units += 1
     report.num_samples += len(found)
     report.num_scored += scored
+
+
+def _commit_file(store: Store, unit: int) -> bytes:
+    return read_part(store.folder, commit_path(unit))
 
 
 def _check_file(store: Store, record: ShardRecord) -> str | None:

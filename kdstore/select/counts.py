@@ -24,8 +24,8 @@ class Counts(SampledSelection):
     n: int = 50
 
     def __post_init__(self) -> None:
-        expected = "1 <= n <= 65535, temperature > 0"
-        require(1 <= self.n <= 65535 and self.temperature > 0, self, expected=expected)
+        super().__post_init__()
+        require(1 <= self.n <= 65535, self, expected="1 <= n <= 65535")
 
     def entries(self, logp_CV: Tensor, keys: RowKeys) -> Entries:
         """Entries whose ``counts_N`` sum to n at each position."""

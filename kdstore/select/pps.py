@@ -32,8 +32,8 @@ class PPS(SampledSelection):
     tau: float = 0.06
 
     def __post_init__(self) -> None:
-        expected = "0 < tau <= 1, temperature > 0"
-        require(0 < self.tau <= 1 and self.temperature > 0, self, expected=expected)
+        super().__post_init__()
+        require(0 < self.tau <= 1, self, expected="0 < tau <= 1")
 
     def entries(self, logp_CV: Tensor, keys: RowKeys) -> Entries:
         """Entries that sum to one; ``tail_N`` marks the sampled ones, all of weight w."""

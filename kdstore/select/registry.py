@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 
 from kdstore.errors import UsageError
@@ -42,12 +43,22 @@ def _options(cls: type[Selection], spec: str, parts: list[str]) -> dict[str, int
     for part in parts:
         name, _, value = part.partition("=")
         try:
+            if name in options:
+                raise KeyError(name)
             options[name] = types[name](value)
         except (KeyError, ValueError):
             raise UsageError(
                 f"cannot read selection option {part!r}",
                 where=f"--select {spec}",
-                expected=", ".join(f"{n}=<{t.__name__}>" for n, t in types.items()) or "no option",
+                expected=_options_of(types),
                 got=part,
             ) from None
     return options
+
+
+def _options_of(types: Mapping[str, type]) -> str:
+    return (
+        ", ".join(f"{n}=<{t.__name__}>" for n, t in types.items()) + ", each once"
+        if types
+        else "none"
+    )

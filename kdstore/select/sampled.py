@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdstore.select.base import Selection
+from kdstore.select.base import Selection, require
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,9 @@ class SampledSelection(Selection):
 
     sampled = True
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(0.01 <= self.temperature <= 100, self, expected="temperature from 0.01 to 100")
 
     def tempered(self, logp_CV: Tensor) -> Tensor:
         """float32 [C, V] log-probabilities at the temperature the draws are made at."""

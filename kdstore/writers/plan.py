@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from kdstore.codecs.order import IdOrder
+from kdstore.commit import read_parquet
 from kdstore.errors import HeaderError, InputError
 from kdstore.hashing import canonical_json, sha256_hex
 from kdstore.sample import Sample
@@ -94,8 +95,8 @@ class Plan:
     def from_bytes(cls, data: bytes, *, expected_digest: str, where: str) -> Plan:
         """The plan in a file's bytes; HeaderError unless it is the one the header names."""
         try:
-            plan = cls(pq.read_table(pa.BufferReader(data), schema=_SCHEMA).combine_chunks())
-        except (pa.ArrowException, OSError) as error:
+            plan = cls(read_parquet(data).cast(_SCHEMA).combine_chunks())
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise HeaderError("cannot read the plan", where=where, got=error) from error
         if plan.digest() != expected_digest:
             raise HeaderError(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from kdstore.codecs import IdOrder, codec_named
-from kdstore.commit import Commit, load_commits, manifest_bytes
-from kdstore.errors import UsageError
+from kdstore.commit import Commit, load_commits, manifest_bytes, read_part
+from kdstore.errors import StorageError, UsageError
 from kdstore.filesystem import Folder
 from kdstore.hashing import sha256_hex
 from kdstore.header import Header, check_same_identity
@@ -30,7 +31,7 @@ from kdstore.writers.plan import Plan
 from kdstore.writers.shard import ShardWriter
 
 COMMITS_PER_MANIFEST = 1000
-_UNFINISHED = {DATA, COMMITS, ID_ORDER, PLAN, TOKENIZER}
+_OURS = {HEADER, DATA, COMMITS, ID_ORDER, PLAN, TOKENIZER}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +82,12 @@ class StoreWriter:
         digests = {name: header.identity.get(name) for name in ("plan_digest", "id_order_digest")}
         check_same_identity(header.identity, {**identity, **digests}, where=folder.url)
         plan = Plan.from_bytes(
-            folder.read(PLAN),
+            read_part(folder, PLAN),
             expected_digest=header.identity["plan_digest"],
             where=folder.location(PLAN),
         )
         order = IdOrder.from_bytes(
-            folder.read(ID_ORDER),
+            read_part(folder, ID_ORDER),
             expected_digest=header.identity["id_order_digest"],
             where=folder.location(ID_ORDER),
         )
@@ -118,7 +119,8 @@ class StoreWriter:
             name = commit_path(unit)
             commit = Commit.from_bytes(self.folder.read(name), where=self.folder.location(name))
             if commit.shard.path != path:  # else the create went through and its answer was lost
-                self.folder.remove(path)
+                with suppress(StorageError):  # an orphan is harmless
+                    self.folder.remove(path)
         self.commits[unit] = commit
         if len(self.commits) % COMMITS_PER_MANIFEST == 0:
             self._write_manifest()
@@ -138,7 +140,7 @@ class StoreWriter:
 
 
 def _check_free(folder: Folder) -> None:
-    foreign = [name for name in folder.names() if name not in _UNFINISHED and name[0] != "."]
+    foreign = [name for name in folder.names() if name not in _OURS and name[0] != "."]
     if foreign:
         raise UsageError(
             "the output folder is not empty and holds no store",
@@ -172,6 +174,8 @@ def _create(
     identity |= {"plan_digest": plan.digest(), "id_order_digest": order.digest()}
     contents = {f"{TOKENIZER}/{name}": data for name, data in tokenizer_files.items()}
     contents |= {ID_ORDER: order.to_bytes(), PLAN: plan.to_bytes()}
+    if folder.exists(HEADER):
+        return  # another worker planned faster: its files stay
     for path, data in contents.items():
         folder.replace(path, data)
     counts = {name: plan.total(name) for name in ("num_tokens", "num_scored")}
