@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 @click.option("--out", required=True, help="Folder or fsspec URL of the store.")
 @click.option("--split", default="train", show_default=True, help="Split of a data set.")
 @click.option("--backend", type=click.Choice(["hf"]), default="hf", show_default=True)
-@click.option("--select", "selection", default="pps:tau=0.06", show_default=True)
+@click.option(
+    "--select",
+    "selection",
+    default="pps:tau=0.06",
+    show_default=True,
+    help="topk:k=50, topp:p=0.95,max_k=100, pps:tau=0.06, counts:n=50 or full.",
+)
 @click.option("--max-length", type=click.IntRange(min=2), help="Tokens of a sample at most.")
 @click.option(
     "--overlong",
@@ -31,16 +37,42 @@ if TYPE_CHECKING:
     show_default=True,
     help="What happens to samples longer than --max-length; counted either way.",
 )
-@click.option("--add-bos", type=click.Choice(["auto", "always", "never"]), default="auto")
-@click.option("--add-eos", type=click.Choice(["auto", "always", "never"]), default="auto")
+@click.option(
+    "--add-bos",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    help="BOS before text rows; auto: as the tokenizer does it.",
+)
+@click.option(
+    "--add-eos",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    help="EOS after text rows, supervised; auto: if the tokenizer has one.",
+)
 @click.option("--template-date", default="2025-01-01", help="What chat templates see as today.")
 @click.option("--template-options", default="{}", help="More chat template variables, as JSON.")
 @click.option("--keep-text", is_flag=True, help="Store texts and messages beside the tokens.")
-@click.option("--score", type=click.Choice(["supervised", "all"]), default="supervised")
-@click.option("--temperatures", default="", help="Temperatures whose log-sum-exp is recorded.")
+@click.option(
+    "--score",
+    type=click.Choice(["supervised", "all"]),
+    default="supervised",
+    show_default=True,
+    help="Which positions get a signal: the supervised ones, or all but the first.",
+)
+@click.option("--temperatures", default="", help="Record the log-sum-exp at these: 1.5,2.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--batch-tokens", type=click.IntRange(min=1), default=16_384, show_default=True)
-@click.option("--unit-tokens", type=click.IntRange(min=1), default=1 << 22, show_default=True)
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    default=16_384,
+    show_default=True,
+    help="Tokens of a teacher's batch at most, padding included.",
+)
+@click.option(
+    "--unit-tokens",
+    type=click.IntRange(min=1),
+    help="Tokens of a unit: one shard, one commit. Default: 4 Mi, fewer for large selections.",
+)
 @click.option("--unit", "worker", default="0/1", help="i/N: only units i, i+N, i+2N, …")
 @click.option("--device", help="Default: cuda where there is one, else cpu.")
 @click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16, float16.")
@@ -58,7 +90,8 @@ def dump(**options: Any) -> None:
         describe_checkpoint,
         load_tokenizer,
     )
-    from kdstore.writers.dump import DumpConfig, DumpSource, open_dump, run_units
+    from kdstore.writers.dump import DumpConfig, DumpSource, open_dump
+    from kdstore.writers.run import run_units
 
     worker, num_workers = parse_worker(options["worker"])
     config = DumpConfig(

@@ -13,6 +13,7 @@ from kdstore.errors import KDStoreError, UsageError
 # Loaded when named: `kdstore --help` must not import torch.
 COMMANDS = {
     "dump": "write a teacher's signals to a store, or resume that",
+    "gc": "remove what killed processes left in a store",
     "inspect": "show what is in a store",
     "stats": "sizes, entries and kept mass of a store",
     "status": "how far a dump has come",

@@ -98,6 +98,11 @@ class Folder:
             marker = f"{folder}/"  # an empty object by which some S3 tools make a folder
             return sorted(e.rstrip("/").rsplit("/", 1)[-1] for e in entries if e != marker)
 
+    def modified_s(self, path: str) -> float:
+        """When a file was last written, in seconds since 1970."""
+        with self._reading(path):
+            return float(self._fresh_fs.modified(self._at(path)).timestamp())
+
     def open_file(self, path: str) -> io.RawIOBase:
         """A seekable binary file for reading, without a buffer; FileNotFoundError if none."""
         return _RangeFile(self, path)

@@ -13,6 +13,7 @@ COMMITS = "commits"
 MAIN_SIGNAL = "main"
 
 _SHARD = re.compile(r"^data/part-\d{6,}-[0-9a-f]{8}\.parquet$")
+_PARTIAL = re.compile(r"(^|/)\.[^/]+\.[0-9a-f]{8}\.partial$")
 _COMMIT = re.compile(r"^(\d{6,})\.json$")
 _MANIFEST = re.compile(r"^manifest-(\d{6,})\.parquet$")
 
@@ -25,6 +26,11 @@ def shard_path(unit: int, attempt: str) -> str:
 def is_shard_path(path: str) -> bool:
     """Whether a path from a commit is one that a writer gives, inside the store."""
     return _SHARD.match(path) is not None
+
+
+def is_partial(path: str) -> bool:
+    """Whether a path is that of a file which was still being written."""
+    return _PARTIAL.search(path) is not None
 
 
 def commit_path(unit: int) -> str:

@@ -53,6 +53,10 @@ class Selection(ABC):
     def entries(self, logp_CV: Tensor, keys: RowKeys) -> Entries:
         """Entries of float32 log-probabilities [C, V], whose rows ``keys`` names."""
 
+    @abstractmethod
+    def typical_entries(self, vocab_size: int) -> int:
+        """About how many entries a position gets, for sizing work; at least 1."""
+
     def tempered(self, logp_CV: Tensor) -> Tensor:
         """The distribution that the entries describe: ``logp_CV`` unless a temperature is set."""
         return logp_CV

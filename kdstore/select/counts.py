@@ -43,6 +43,10 @@ class Counts(SampledSelection):
             counts_N=counts,
         )
 
+    def typical_entries(self, vocab_size: int) -> int:
+        """At most n."""
+        return min(self.n, vocab_size)
+
     @classmethod
     def _required(cls) -> frozenset[str]:
         return frozenset({"n"})

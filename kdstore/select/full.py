@@ -25,3 +25,7 @@ class Full(Selection):
         """All finite log-probabilities; nothing is left for the rest."""
         del keys
         return Entries(*entries_of_mask(logp_CV > -torch.inf, logp_CV), no_rest(logp_CV))
+
+    def typical_entries(self, vocab_size: int) -> int:
+        """All."""
+        return vocab_size

@@ -6,6 +6,7 @@ size (Madow, "On the theory of systematic sampling, II", 1949), each drawn token
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,10 @@ class PPS(SampledSelection):
         log_p = torch.where(head, p, weight[:, None]).log()
         rows_N, ids_N, logprobs_N = entries_of_mask(kept, log_p)
         return Entries(rows_N, ids_N, logprobs_N, no_rest(logp_CV), tail_N=~head[rows_N, ids_N])
+
+    def typical_entries(self, vocab_size: int) -> int:
+        """One per tau of probability, head or tail."""
+        return min(math.ceil(1 / self.tau), vocab_size)
 
     @classmethod
     def _required(cls) -> frozenset[str]:

@@ -33,6 +33,10 @@ class TopK(Selection):
         kept.scatter_(1, top_ids, top_logp > -torch.inf)
         return Entries(*entries_of_mask(kept, logp_CV), rest_of_mask(kept, logp_CV))
 
+    def typical_entries(self, vocab_size: int) -> int:
+        """k."""
+        return min(self.k, vocab_size)
+
     @classmethod
     def _required(cls) -> frozenset[str]:
         return frozenset({"k"})

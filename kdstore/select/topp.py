@@ -35,6 +35,10 @@ class TopP(Selection):
         kept = torch.zeros_like(logp_CV, dtype=torch.bool).scatter_(1, top_ids, wanted)
         return Entries(*entries_of_mask(kept, logp_CV), rest_of_mask(kept, logp_CV))
 
+    def typical_entries(self, vocab_size: int) -> int:
+        """At most max_k."""
+        return min(self.max_k, vocab_size)
+
     @classmethod
     def _required(cls) -> frozenset[str]:
         return frozenset({"p", "max_k"})

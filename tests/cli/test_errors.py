@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import kdstore
+from kdstore.errors import UsageError
 from tests.conftest import write_jsonl
 
 Dump = Callable[..., Path]
@@ -57,6 +58,8 @@ def test_a_folder_that_is_no_teacher(kdstore_cli: Run, data_file: Path, tmp_path
         ([json.dumps(GOOD), json.dumps(GOOD)], ["'a'", "rows 0 and 1"]),
         ([json.dumps({"input_ids": [1, 2, 384]})], ["384", "0 to 383"]),
         ([json.dumps({"input_ids": [1, -2]})], ["-2"]),
+        ([json.dumps({"id": "half \ud800", "text": "x"})], ["line 1", "surrogates"]),
+        ([json.dumps({"text": "x", "metadata": {"score": float("nan")}})], ["metadata"]),
         ([json.dumps({"messages": [{"role": "user", "content": "hi"}]})], ["chat template"]),
     ],
 )
@@ -141,6 +144,11 @@ def test_a_folder_with_other_files_is_refused(
         ["--max-length", "100000"],
         ["--dtype", "int3"],
         ["--no-such-option"],
+        ["--device", "banana"],
+        ["--template-options", "[1]"],
+        ["--select", "topk:k=5,k=6"],
+        ["--select", "pps:tau=0.06,draws=2"],
+        ["--select", "counts:n=5,temperature=0"],
         ["--unit-tokens", "0"],
     ],
 )
@@ -158,6 +166,30 @@ def test_no_store(kdstore_cli: Run, tmp_path: Path, command: str) -> None:
     assert_refused(kdstore_cli(command, tmp_path / "none"), 1, "no store here", "none")
 
 
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("plan.parquet", ["verify"]),
+        ("idorder.arrow", ["stats"]),
+        ("tokenizer/table.arrow", ["inspect", "--sample", "0"]),
+    ],
+)
+def test_a_store_that_lacks_a_file(
+    dump: Dump, kdstore_cli: Run, name: str, command: list[str]
+) -> None:
+    store = dump()
+    (store / name).unlink()
+    code, _, error = kdstore_cli(command[0], store, *command[1:])
+    assert code == 1
+    assert name in error
+    assert "Traceback" not in error
+
+
+def test_unknown_signal(dump: Dump) -> None:
+    with pytest.raises(UsageError, match="'audit'"):
+        kdstore.open(dump(), signal="audit")
+
+
 def test_future_header(dump: Dump, kdstore_cli: Run) -> None:
     header = dump() / "kdstore.json"
     header.write_text(header.read_text().replace('"format_version": "', '"format_version": "99.'))
@@ -169,7 +201,7 @@ def test_unknown_sample(dump: Dump, kdstore_cli: Run) -> None:
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "kdstore_cli.main", "--debug", "stats", str(tmp_path)]
+    command = [sys.executable, "-m", "kdstore_cli.main", "stats", str(tmp_path), "--debug"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "Traceback" in result.stderr

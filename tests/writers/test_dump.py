@@ -15,6 +15,7 @@ from kdstore.hashing import RowKeys
 from kdstore.layout import commit_path
 from kdstore.sample import Sample
 from kdstore.select import parse_selection, select
+from kdstore.writers.dump import DumpSource, default_unit_tokens
 from tests.conftest import write_jsonl
 
 Dump = Callable[..., Path]
@@ -197,3 +198,30 @@ def test_texts_and_metadata_are_kept_on_request(
         assert code == 0, error
         sample = kdstore.open(out)[0]
         assert (sample.text, sample.metadata) == (text, {"book": 1})
+
+
+def test_one_temperature_named_twice_is_recorded_once(dump: Dump) -> None:
+    store = kdstore.open(dump(temperatures="2,2.0"))
+    assert store.header.identity["signals"]["main"]["scalars"].count("lse_T2.0") == 1
+    assert store[0].signal is not None
+
+
+def test_default_units_hold_fewer_tokens_of_large_selections() -> None:
+    sizes = [default_unit_tokens(parse_selection(s), 32_000) for s in ("pps:tau=0.06", "full")]
+    assert sizes == [1 << 22, (1 << 27) // 32_000]
+
+
+def test_only_rows_of_pending_units_are_tokenised(
+    dump: Dump, teacher_dir: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dump(unit="1/2")
+    built: list[int] = []
+    build = DumpSource.build
+    monkeypatch.setattr(
+        DumpSource,
+        "build",
+        lambda self, row, content: built.append(row) or build(self, row, content),
+    )
+    dump()
+    assert 0 < len(built) < 60
+    assert len(set(built)) == len(built)

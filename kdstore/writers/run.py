@@ -1,0 +1,152 @@
+"""The dump pipeline: units of samples to signals, to shards, to commits.
+
+Batches never cross a unit, a unit never depends on another, and every draw is keyed by its sample
+and position: so a dump that was killed and run again gives the store that an undisturbed one does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+import kdstore
+from kdstore.errors import InputError, TeacherError
+from kdstore.progress import Progress
+from kdstore.sample import Sample
+from kdstore.select import Selection, parse_selection
+from kdstore.signal import SparseSignal
+from kdstore.teacher import Teacher
+from kdstore.writers.dump import DumpSource
+from kdstore.writers.plan import PlannedUnit
+from kdstore.writers.store import StoreWriter
+
+
+def run_units(
+    writer: StoreWriter,
+    teacher: Teacher,
+    source: DumpSource,
+    units: Sequence[int],
+    *,
+    quiet: bool = False,
+) -> None:
+    """Score and commit the given units, in order; the source is read once.
+
+    Raises InputError if the source no longer gives what was planned, TeacherError if the teacher
+    leaves a sample unanswered.
+    """
+    planned = [writer.plan.unit(unit) for unit in units]
+    total = sum(sum(unit.num_tokens) for unit in planned)
+    with Progress("dump", total=total, unit="tokens", quiet=quiet) as progress:
+        for unit, samples in planned_samples(source, planned):
+            _run_unit(writer, teacher, unit, samples, on_tokens=progress.advance)
+
+
+def planned_samples(
+    source: DumpSource, units: Sequence[PlannedUnit]
+) -> Iterator[tuple[PlannedUnit, list[Sample]]]:
+    """Each unit with its samples, from one pass over the source; other rows are not tokenised."""
+    if not units:
+        return
+    waiting = iter(units)
+    unit = next(waiting)
+    found: list[Sample] = []
+    for row, content in source.rows.rows(unit.first_row):
+        if row < unit.first_row:
+            continue
+        found.extend(source.build(row, content))
+        if row + 1 == unit.last_row:
+            _check_as_planned(unit, found, source.rows.location)
+            yield unit, found
+            found = []
+            following = next(waiting, None)
+            if following is None:
+                return
+            unit = following
+    _check_as_planned(unit, found, source.rows.location)
+
+
+def _run_unit(
+    writer: StoreWriter,
+    teacher: Teacher,
+    unit: PlannedUnit,
+    samples: list[Sample],
+    *,
+    on_tokens: Callable[[int], None],
+) -> None:
+    started_s = time.monotonic()
+    codec = writer.shards.codec
+    selection = parse_selection(codec.selection)
+    seed = int(writer.header.identity["seed"])
+    lengths = dict(unit.ids_and_lengths)
+    signals: dict[str, SparseSignal] = {}
+    for sample_id, signal in teacher.score(samples, selection, scalars=codec.scalars, seed=seed):
+        signals[sample_id] = signal
+        on_tokens(lengths.pop(sample_id, 0))
+    scored = [_with_signal(sample, signals, selection, codec.scalars) for sample in samples]
+    provenance = {
+        "kdstore": kdstore.__version__,
+        "seconds": round(time.monotonic() - started_s, 3),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **teacher.provenance(),
+    }
+    writer.commit(unit.unit, scored, statistics=signal_statistics(scored), provenance=provenance)
+    on_tokens(sum(lengths.values()))  # of samples without scored positions
+
+
+def signal_statistics(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Sums over the scored positions of samples, as the teacher gave them, before any rounding.
+
+    Of the scalars ``label_logprob`` and ``entropy``, where they are stored, finite values only.
+    """
+    signals = [sample.signal for sample in samples if sample.signal is not None]
+    sums = {
+        name: float(
+            sum(np.sum(s.scalars[name], where=np.isfinite(s.scalars[name])) for s in signals)
+        )
+        for name in ("label_logprob", "entropy")
+        if all(name in signal.scalars for signal in signals)
+    }
+    return {
+        "entries": sum(signal.num_entries for signal in signals),
+        "kept_mass": float(sum(signal.kept_mass_S.sum() for signal in signals)),
+        "scalar_sums": sums,
+    }
+
+
+def _with_signal(
+    sample: Sample,
+    signals: dict[str, SparseSignal],
+    selection: Selection,
+    scalars: Sequence[str],
+) -> Sample:
+    signal = signals.get(sample.sample_id)
+    if signal is None and not sample.num_scored:
+        empty = {name: np.zeros(0, np.float32) for name in scalars}
+        signal = replace(SparseSignal.empty(selection.spec), scalars=empty)
+    if signal is None:
+        raise TeacherError(
+            "the teacher left a sample unanswered",
+            where=f"sample {sample.sample_id!r}",
+            expected=f"a signal of {sample.num_scored} positions",
+            got="nothing",
+        )
+    return replace(sample, signal=signal)
+
+
+def _check_as_planned(unit: PlannedUnit, samples: Sequence[Sample], where: str) -> None:
+    planned = unit.ids_and_lengths
+    found = [(sample.sample_id, sample.num_tokens) for sample in samples]
+    if planned != found:
+        pairs = zip([*planned, None], [*found, None], strict=False)
+        expected, got = next((a, b) for a, b in pairs if a != b)
+        raise InputError(
+            "the source no longer gives the samples that were planned",
+            where=f"{where}, unit {unit.unit}",
+            expected=f"(id, tokens) = {expected}",
+            got=got,
+            todo="restore the source as it was, or dump into a new folder",
+        )
