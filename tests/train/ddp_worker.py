@@ -32,6 +32,8 @@ def main(folder: Path) -> None:
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         found = {"parameters": parameters_of(model), "logs": logs, "metrics": metrics}
         torch.save(found, folder / "found.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # else gloo's threads may abort the exit
 
 
 if __name__ == "__main__":
