@@ -16,9 +16,12 @@ from figures import machine, print_figure
 from kdstore_cli.dump import dump
 
 import kdstore
+from kdstore.inputs import InputConfig
 from kdstore.readers.stats import store_stats
+from kdstore.teachers.hf_load import describe_checkpoint, load_model, load_tokenizer
 from kdstore.train.config import load_config
-from kdstore.train.run import run_training
+from kdstore.train.evaluate import evaluate_model
+from kdstore.train.run import read_held_out, run_training
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny"
 LOSSES = {"ce": ("losses.forward_kl=0", "losses.ce=1"), "distilled": ()}
@@ -45,6 +48,16 @@ def held_out_loss(store: str, folder: Path, name: str, *, seed: int, steps: int)
     )
 
 
+def teacher_loss(store: str) -> float:
+    """Nats per held-out token of the teacher itself."""
+    config = load_config(EXAMPLE / "train.yaml")
+    assert config.eval is not None
+    info = describe_checkpoint(EXAMPLE / "teacher", device="cpu")
+    inputs = InputConfig.from_dict(kdstore.open(store).header.identity["input"])
+    held_out = read_held_out(config.eval, load_tokenizer(info.path), inputs)
+    return float(evaluate_model(load_model(info, device="cpu"), held_out)["loss"])
+
+
 def main() -> None:
     """Run the pairs and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -60,9 +73,11 @@ def main() -> None:
             kind: [held_out_loss(store, folder, kind, seed=s, steps=steps) for s in range(seeds)]
             for kind in LOSSES
         }
+        teacher = teacher_loss(store)
     context = {"selection": options.select, "steps": steps, "seeds": seeds, "machine": machine()}
     for part in ("total", "signal", "scalars"):
         print_figure(f"demo.bytes_per_position.{part}", sizes[part], "bytes", **context)
+    print_figure("demo.teacher.heldout_loss", teacher, "nats/token", machine=machine())
     for kind, values in losses.items():
         print_figure(
             f"demo.{kind}.heldout_loss",

@@ -1,4 +1,8 @@
-"""Shuffled batches of a store, in an order that is a pure function of seed and epoch."""
+"""Shuffled batches of a store, in an order that is a pure function of seed and epoch.
+
+Row groups are shuffled, then the samples within windows of a few of them: a sample costs the
+reading of its row group, and only a few stay in memory.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,13 @@ from numpy.typing import NDArray
 from kdstore.errors import UsageError
 from kdstore.hashing import Purpose, hash_fields
 from kdstore.readers.collate import Batch, Collator
+from kdstore.readers.store import CACHED_ROW_GROUPS
 
 if TYPE_CHECKING:
     from kdstore.readers.store import Store
     from kdstore.sample import Sample
+
+WINDOW = CACHED_ROW_GROUPS
 
 
 @dataclass(frozen=True)
@@ -50,10 +57,19 @@ class Loader:
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """int64: the store's indices in the order of an epoch."""
-        indices = np.arange(len(self.store), dtype=np.int64)
+        blocks = self.store.row_groups()
         if not self.shuffle:
-            return indices
-        return np.argsort(hash_fields(self.seed, epoch, int(Purpose.ORDER), indices), kind="stable")
+            return np.concatenate([np.arange(*block, dtype=np.int64) for block in blocks])
+        shuffled = [blocks[index] for index in self._shuffled(np.arange(len(blocks)), epoch)]
+        windows = [
+            np.concatenate([np.arange(*block) for block in shuffled[start : start + WINDOW]])
+            for start in range(0, len(shuffled), WINDOW)
+        ]
+        return np.concatenate([self._shuffled(window, epoch) for window in windows])
+
+    def _shuffled(self, indices: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        keys = hash_fields(self.seed, epoch, int(Purpose.ORDER), indices)
+        return indices[np.argsort(keys, kind="stable")]
 
     def _groups(self, epoch: int) -> Iterator[list[Sample]]:
         group: list[Sample] = []

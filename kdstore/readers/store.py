@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,14 @@ class Store:
     def is_complete(self) -> bool:
         """Whether every unit of the plan is committed."""
         return len(self.commits) == self.header.num_units
+
+    def row_groups(self) -> list[tuple[int, int]]:
+        """Half-open ranges of indices that are read together; opens every shard."""
+        ranges = []
+        for unit_index, first in enumerate(self.first_rows[:-1].tolist()):
+            bounds = (first + self.shard(unit_index).first_rows).tolist()
+            ranges += list(pairwise(bounds))
+        return ranges
 
     def loader(self, **options: Any) -> Loader:
         """Batches for training; the options are those of ``kdstore.readers.loader.Loader``."""

@@ -11,6 +11,7 @@ import torch
 
 import kdstore
 from kdstore.errors import UsageError
+from kdstore.readers.store import CACHED_ROW_GROUPS
 from kdstore.sample import Sample
 from kdstore.signal import SparseSignal
 
@@ -80,6 +81,25 @@ def test_loader_gives_every_sample_once_an_epoch_within_its_budget(dump: Dump, p
     assert seen[:60] != seen[60:]
     assert max(batch.input_ids.numel() for batch in batches) <= 150
     assert seen == [i for batch in loader for i in batch.sample_ids]
+
+
+def test_shuffled_order_reads_each_row_group_once(
+    dump: Dump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdstore.readers.shard import ShardReader
+
+    store = kdstore.open(dump(unit_tokens=100))
+    assert [start for start, _ in store.row_groups()][:2] == [0, store.commits[0].shard.rows]
+    assert len(store.row_groups()) > 2 * CACHED_ROW_GROUPS
+    read: list[str] = []
+    row_group = ShardReader.row_group
+    monkeypatch.setattr(
+        ShardReader,
+        "row_group",
+        lambda self, group: read.append(f"{self.where} {group}") or row_group(self, group),
+    )
+    assert len(list(store.loader(batch_size=1, seed=3))) == 60
+    assert len(read) == len(set(read)) == len(store.row_groups())
 
 
 def test_loader_needs_one_size(dump: Dump) -> None:
