@@ -11,8 +11,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdstore.errors import HeaderError, StoreMismatchError
+from kdstore.errors import HeaderError, StoreMismatchError, StoreNotFoundError
+from kdstore.filesystem import Folder
 from kdstore.hashing import json_digest
+from kdstore.layout import HEADER
 
 FORMAT_VERSION = "0.1"
 KNOWN_FEATURES: frozenset[str] = frozenset()
@@ -83,6 +85,21 @@ class Header:
                 todo="restore kdstore.json from a backup; it is never edited by hand",
             )
         return header
+
+
+def read_header(folder: Folder) -> Header:
+    """The header of the store in a folder; StoreNotFoundError if there is none."""
+    try:
+        data = folder.read(HEADER)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreNotFoundError(
+            "there is no store here",
+            where=folder.url,
+            expected=f"a folder with {HEADER}",
+            got="no header",
+            todo="check the path, or make the store with kdstore dump",
+        ) from error
+    return Header.from_bytes(data, where=folder.location(HEADER))
 
 
 def parse_json_object(data: bytes, *, where: str) -> dict[str, Any]:

@@ -91,6 +91,12 @@ class SignalCodec(ABC):
                 expected=f"{self.selection} with scalars {list(self.scalars)}",
                 got=f"{signal.selection} with scalars {sorted(signal.scalars)}",
             )
+        if (np.diff(signal.rows_N * (1 << 32) + signal.ids_N) <= 0).any():
+            raise SignalError(
+                "the entries of a position are not in order",
+                expected="token ids ascending, none twice",
+                got="ids that repeat or descend",
+            )
         if np.isnan(signal.logprobs_N).any() or (signal.logprobs_N > SUM_TOLERANCE).any():
             raise SignalError("an entry is no log-probability", expected="values at most 0, no NaN")
         total = signal.kept_mass_S + np.exp(signal.rest_S.astype(np.float64))

@@ -57,15 +57,16 @@ class Loader:
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """int64: the store's indices in the order of an epoch."""
-        blocks = self.store.row_groups()
         if not self.shuffle:
-            return np.concatenate([np.arange(*block, dtype=np.int64) for block in blocks])
+            return np.arange(len(self.store), dtype=np.int64)
+        blocks = self.store.row_groups()
         shuffled = [blocks[index] for index in self._shuffled(np.arange(len(blocks)), epoch)]
         windows = [
             np.concatenate([np.arange(*block) for block in shuffled[start : start + WINDOW]])
             for start in range(0, len(shuffled), WINDOW)
         ]
-        return np.concatenate([self._shuffled(window, epoch) for window in windows])
+        nothing = np.zeros(0, dtype=np.int64)
+        return np.concatenate([nothing, *(self._shuffled(window, epoch) for window in windows)])
 
     def _shuffled(self, indices: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         keys = hash_fields(self.seed, epoch, int(Purpose.ORDER), indices)

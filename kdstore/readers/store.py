@@ -15,9 +15,9 @@ from kdstore.align import TokenTable
 from kdstore.align.tokenizer_files import TABLE_FILE
 from kdstore.codecs import IdOrder, SignalCodec, codec_named
 from kdstore.commit import load_commits, read_part
-from kdstore.errors import StoreNotFoundError, UsageError
+from kdstore.errors import UsageError
 from kdstore.filesystem import Folder
-from kdstore.header import Header
+from kdstore.header import Header, read_header
 from kdstore.layout import HEADER, ID_ORDER, MAIN_SIGNAL, TOKENIZER
 from kdstore.readers.shard import RowDecoder, ShardReader
 from kdstore.sample import Sample
@@ -48,7 +48,7 @@ class Store:
         self._decoder: RowDecoder | None = None
         self._shards: dict[int, ShardReader] = {}
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
-        self.header = _read_header(folder)
+        self.header = read_header(folder)
         _check_signal(self.header, signal, folder)
         self.commits = list(load_commits(folder, self.header).values())
         self.first_rows = np.cumsum([0, *(commit.shard.rows for commit in self.commits)])
@@ -192,17 +192,3 @@ def _check_signal(header: Header, signal: str, folder: Folder) -> None:
             expected="one of " + ", ".join(header.identity["signals"]),
             got=signal,
         )
-
-
-def _read_header(folder: Folder) -> Header:
-    try:
-        data = folder.read(HEADER)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise StoreNotFoundError(
-            "there is no store here",
-            where=folder.url,
-            expected=f"a folder with {HEADER}",
-            got="no header",
-            todo="check the path, or make the store with kdstore dump",
-        ) from error
-    return Header.from_bytes(data, where=folder.location(HEADER))

@@ -9,7 +9,7 @@ from typing import Any
 import xxhash
 
 from kdstore.align.tokenizer_files import TOKENIZER_FILE
-from kdstore.commit import ShardRecord, read_part
+from kdstore.commit import Commit, ShardRecord, read_part
 from kdstore.errors import HeaderError, KDStoreError, StorageError
 from kdstore.hashing import sha256_hex
 from kdstore.layout import PLAN, TOKENIZER, commit_path
@@ -119,7 +119,7 @@ def _verify_unit(store: Store, index: int, plan: Plan, report: VerifyReport) -> 
     hash_problem = _gather(report, lambda: _check_file(store, commit.shard))
     if hash_problem:
         report.problems.append(hash_problem)
-    if _gather(report, lambda: _commit_file(store, commit.unit)) not in (None, commit.to_bytes()):
+    if _gather(report, lambda: _commit_file(store, commit.unit)) not in (None, commit):
         report.problems.append(f"unit {commit.unit}: manifest and commit file differ")
     planned = plan.unit(commit.unit)
     found: list[tuple[str, int]] = []
@@ -141,8 +141,9 @@ def _verify_unit(store: Store, index: int, plan: Plan, report: VerifyReport) -> 
     report.num_scored += scored
 
 
-def _commit_file(store: Store, unit: int) -> bytes:
-    return read_part(store.folder, commit_path(unit))
+def _commit_file(store: Store, unit: int) -> Commit:
+    path = commit_path(unit)
+    return Commit.from_bytes(read_part(store.folder, path), where=store.folder.location(path))
 
 
 def _check_file(store: Store, record: ShardRecord) -> str | None:

@@ -45,10 +45,10 @@ def temperature_of(name: str) -> float:
         temperature = float(name.removeprefix(LSE_T_PREFIX))
     except ValueError:
         temperature = 0.0
-    if not name.startswith(LSE_T_PREFIX) or not temperature > 0:
+    if not name.startswith(LSE_T_PREFIX) or not 0.01 <= temperature <= 100:
         raise UsageError(
             f"unknown scalar {name!r}",
-            expected="label_logprob, label_rank, entropy, lse or lse_T<temperature above 0>",
+            expected="label_logprob, label_rank, entropy, lse or lse_T and 0.01 to 100",
             got=name,
         )
     return temperature

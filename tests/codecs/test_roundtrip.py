@@ -197,3 +197,38 @@ def test_the_same_signal_gives_the_same_bytes_in_any_batch() -> None:
     part = codec.encode(signal[10:], keys[10:], np.array([0, 20]))
     for name in codec.planes:
         assert whole[name].cell(1) == part[name].cell(0), name
+
+
+@pytest.mark.parametrize(
+    ("ids", "logprobs", "tail", "words"),
+    [
+        ([3, 3], [0.5, 0.5], [False, True], "ascending"),
+        ([5, 3], [0.5, 0.5], [False, True], "ascending"),
+        ([3, 5], [0.5, 0.2], [False, True], "sum to one"),
+        ([3, 5, 7], [0.5, 0.2, 0.3], [False, True, True], "one weight"),
+        ([3, 5], [0.5, np.nan], [False, True], "log-probability"),
+        ([3, 5], [1.5, 0.1], [False, True], "log-probability"),
+    ],
+)
+def test_signals_that_contradict_themselves_are_refused(
+    ids: list[int], logprobs: list[float], tail: list[bool], words: str
+) -> None:
+    signal = SparseSignal.from_arrays(
+        "pps:tau=0.5", [0, len(ids)], ids, np.log(logprobs), tail_N=tail
+    )
+    codec = codec_for("pps:tau=0.5", order=order_of(10), scalars=())
+    with pytest.raises(SignalError, match=words):
+        codec.encode(signal, keys_for(1), np.array([0, 1]))
+
+
+def test_an_id_stored_twice_in_a_position_is_corrupt() -> None:
+    """Head and tail are separate runs, so only decoding can see that they name the same token."""
+    signal = SparseSignal.from_arrays(
+        "pps:tau=0.5", [0, 2], [3, 5], np.log([0.6, 0.4]), tail_N=[False, True]
+    )
+    codec = codec_for("pps:tau=0.5", order=IdOrder.identity(10), scalars=())
+    planes = codec.encode(signal, keys_for(1), np.array([0, 1]))
+    gaps = planes["gap0"]
+    twice = {**planes, "gap0": type(gaps)(np.array([3, 3], np.uint8), gaps.offsets)}
+    with pytest.raises(CorruptShardError, match="twice"):
+        codec.decode(twice, 1)

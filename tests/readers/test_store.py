@@ -212,3 +212,30 @@ def test_an_unfinished_store_does_not_verify(dump: Dump, kdstore_cli: Run) -> No
     code, output, _ = kdstore_cli("status", "--json", store)
     assert code == 0
     assert not json.loads(output)["complete"]
+
+
+def test_a_store_without_commits_is_empty(dump: Dump) -> None:
+    store_path = dump(unit="0/2")
+    for path in (store_path / "commits").iterdir():
+        path.unlink()
+    store = kdstore.open(store_path)
+    assert len(store) == 0
+    assert list(store.loader(batch_size=2)) == []
+
+
+def test_a_commit_may_say_more_than_this_version_knows(dump: Dump, kdstore_cli: Run) -> None:
+    store = dump()
+    commit = store / commit_path(0)
+    commit.write_text(json.dumps({**json.loads(commit.read_text()), "mood": "sunny"}))
+    assert kdstore_cli("verify", "--quiet", store)[0] == 0
+
+
+def test_a_commit_that_differs_from_the_manifest_is_found(dump: Dump, kdstore_cli: Run) -> None:
+    store = dump()
+    commit = store / commit_path(0)
+    content = json.loads(commit.read_text())
+    content["statistics"]["kept_mass"] = 0.5
+    commit.write_text(json.dumps(content))
+    code, _, error = kdstore_cli("verify", "--quiet", store)
+    assert code == 1
+    assert "manifest and commit file differ" in error
