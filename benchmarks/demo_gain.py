@@ -8,6 +8,7 @@ losses, the paired differences' mean and standard deviation, and what the signal
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,14 +17,14 @@ from figures import machine, print_figure
 from kdstore_cli.dump import dump
 
 import kdstore
-from kdstore.inputs import InputConfig
 from kdstore.readers.stats import store_stats
-from kdstore.teachers.hf_load import describe_checkpoint, load_model, load_tokenizer
 from kdstore.train.config import load_config
-from kdstore.train.evaluate import evaluate_model
-from kdstore.train.run import read_held_out, run_training
+from kdstore.train.run import run_training
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny"
+sys.path.insert(0, str(EXAMPLE))
+from report import teacher_loss  # noqa: E402
+
 LOSSES = {"ce": ("losses.forward_kl=0", "losses.ce=1"), "distilled": ()}
 
 
@@ -48,16 +49,6 @@ def held_out_loss(store: str, folder: Path, name: str, *, seed: int, steps: int)
     )
 
 
-def teacher_loss(store: str) -> float:
-    """Nats per held-out token of the teacher itself."""
-    config = load_config(EXAMPLE / "train.yaml")
-    assert config.eval is not None
-    info = describe_checkpoint(EXAMPLE / "teacher", device="cpu")
-    inputs = InputConfig.from_dict(kdstore.open(store).header.identity["input"])
-    held_out = read_held_out(config.eval, load_tokenizer(info.path), inputs)
-    return float(evaluate_model(load_model(info, device="cpu"), held_out)["loss"])
-
-
 def main() -> None:
     """Run the pairs and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -73,7 +64,7 @@ def main() -> None:
             kind: [held_out_loss(store, folder, kind, seed=s, steps=steps) for s in range(seeds)]
             for kind in LOSSES
         }
-        teacher = teacher_loss(store)
+        teacher = teacher_loss(kdstore.open(store))
     context = {"selection": options.select, "steps": steps, "seeds": seeds, "machine": machine()}
     for part in ("total", "signal", "scalars"):
         print_figure(f"demo.bytes_per_position.{part}", sizes[part], "bytes", **context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from typing import Any
 
@@ -14,6 +15,4 @@ def print_figure(figure: str, value: float, unit: str, **more: Any) -> None:
 
 def machine() -> str:
     """The machine's architecture and core count, for the record of a figure."""
-    import os
-
     return f"{platform.machine()}, {os.cpu_count()} cores"

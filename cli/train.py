@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import click
+from kdstore_cli.output import print_json, print_table
 
 
 @click.command("train")
@@ -32,15 +31,9 @@ def train(
 
     metrics = run_training(loaded, resume=resume, quiet=quiet)
     # Under torchrun and accelerate launch every rank comes here with the same figures.
-    if os.environ.get("RANK", "0") == "0":
-        click.echo(json.dumps(metrics, sort_keys=True) if as_json else _table(metrics))
-
-
-def _table(metrics: dict[str, Any]) -> str:
-    """The figures as two aligned columns."""
-    width = max(len(name) for name in metrics)
-    return "\n".join(f"{name:<{width}}  {_cell(value)}" for name, value in metrics.items())
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        print_json(metrics)
+    else:
+        print_table(metrics.items())

@@ -38,6 +38,10 @@ class TeacherError(KDStoreError, ValueError):
     """A teacher that cannot be loaded or gives what cannot be stored."""
 
 
+class TrainingError(KDStoreError, ArithmeticError):
+    """A training run whose result is of no use."""
+
+
 class SignalError(KDStoreError, ValueError):
     """A signal whose arrays contradict each other or the store it goes to."""
 

@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     WEIGHT_ROUNDING = 4
     SCALAR_ROUNDING = 5
     ORDER = 6
+    GROUP_ORDER = 7
 
 
 def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -27,8 +27,9 @@ def teacher_loss(store: kdstore.Store) -> float:
     assert config.eval is not None
     info = describe_checkpoint(EXAMPLE / "teacher", device="cpu")
     inputs = InputConfig.from_dict(store.header.identity["input"])
-    held_out = read_held_out(config.eval, load_tokenizer(info.path), inputs)
-    return float(evaluate_model(load_model(info, device="cpu"), held_out)["loss"])
+    teacher = load_model(info, device="cpu")
+    held_out = read_held_out(config.eval, load_tokenizer(info.path), inputs, teacher)
+    return float(evaluate_model(teacher, held_out)["loss"])
 
 
 def main() -> None:

@@ -1,8 +1,4 @@
-"""Shuffled batches of a store, in an order that is a pure function of seed and epoch.
-
-Row groups are shuffled, then the samples within windows of a few of them: a sample costs the
-reading of its row group, and only a few stay in memory.
-"""
+"""Shuffled batches of a store, in an order that is a pure function of seed and epoch."""
 
 from __future__ import annotations
 
@@ -14,15 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.errors import UsageError
-from kdstore.hashing import Purpose, hash_fields
 from kdstore.readers.collate import Batch, Collator
-from kdstore.readers.store import CACHED_ROW_GROUPS
+from kdstore.readers.sampler import epoch_order
 
 if TYPE_CHECKING:
     from kdstore.readers.store import Store
     from kdstore.sample import Sample
-
-WINDOW = CACHED_ROW_GROUPS
 
 
 @dataclass(frozen=True)
@@ -57,35 +50,24 @@ class Loader:
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """int64: the store's indices in the order of an epoch."""
-        if not self.shuffle:
-            return np.arange(len(self.store), dtype=np.int64)
-        blocks = self.store.row_groups()
-        shuffled = [blocks[index] for index in self._shuffled(np.arange(len(blocks)), epoch)]
-        windows = [
-            np.concatenate([np.arange(*block) for block in shuffled[start : start + WINDOW]])
-            for start in range(0, len(shuffled), WINDOW)
-        ]
-        nothing = np.zeros(0, dtype=np.int64)
-        return np.concatenate([nothing, *(self._shuffled(window, epoch) for window in windows)])
-
-    def _shuffled(self, indices: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
-        keys = hash_fields(self.seed, epoch, int(Purpose.ORDER), indices)
-        return indices[np.argsort(keys, kind="stable")]
+        if self.shuffle:
+            return epoch_order(self.store, seed=self.seed, epoch=epoch)
+        return np.arange(len(self.store), dtype=np.int64)
 
     def _groups(self, epoch: int) -> Iterator[list[Sample]]:
         group: list[Sample] = []
+        longest = total = 0
         for index in self.order(epoch):
             sample = self.store[int(index)]
-            if group and self._is_full([*group, sample]):
+            longest, total = max(longest, sample.num_tokens), total + sample.num_tokens
+            if group and self._is_over(len(group) + 1, longest, total):
                 yield group
-                group = []
+                group, longest, total = [], sample.num_tokens, sample.num_tokens
             group.append(sample)
         if group:
             yield group
 
-    def _is_full(self, group: list[Sample]) -> bool:
-        if self.batch_size is not None:
-            return len(group) > self.batch_size
-        lengths = [sample.num_tokens for sample in group]
-        size = sum(lengths) if self.pack else max(lengths) * len(lengths)
-        return size > (self.batch_tokens or 0)
+    def _is_over(self, samples: int, longest: int, total: int) -> bool:
+        if self.batch_tokens is None:
+            return samples > (self.batch_size or 1)
+        return (total if self.pack else longest * samples) > self.batch_tokens

@@ -16,11 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdstore.errors import TeacherError
-
-_PROBE_TOKENS = 8
-_PROBE_PREFIX = 5
-_TOLERANCES = {torch.float32: 1e-3}  # of the largest logit; other dtypes:
-_COARSE_TOLERANCE = 0.02
+from kdstore.teachers.probe import close, is_causal, probe_ids
 
 
 class _GivenOutput:
@@ -90,16 +86,15 @@ class SplitModel:
         """Parts against the whole, and a prefix against the prefix of something longer."""
         if self.body is self.model:
             raise self._cannot_split("it has no body of its own")
-        ids = torch.arange(_PROBE_TOKENS, device=self.device)[None]
+        ids = probe_ids(self.device)
         whole = self.model(input_ids=ids, use_cache=False).logits[0]
         try:
             parts = self.logits(self.hidden(ids)[0])
-            prefix = self.logits(self.hidden(ids[:, :_PROBE_PREFIX])[0])
         except (AttributeError, TypeError) as error:
             raise self._cannot_split(f"its forward does more than that ({error})") from error
-        if not _close(parts, whole):
+        if not close(parts, whole):
             raise self._cannot_split("other logits")
-        if not _close(prefix, whole[:_PROBE_PREFIX]):
+        if not is_causal(self.model):
             raise TeacherError(
                 "the teacher is not causal: later tokens change its answers to earlier ones",
                 where=type(self.model).__name__,
@@ -116,18 +111,3 @@ class SplitModel:
             got=why,
             todo="report the architecture; a teacher class of its own can score it",
         )
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    """Whether logits agree but for the rounding of their dtype, NaN and infinity alike."""
-    tolerance = _TOLERANCES.get(other.dtype, _COARSE_TOLERANCE)
-    one, other = one.float(), other.float()
-    finite = torch.isfinite(other)
-    if one.shape != other.shape or not torch.equal(torch.isfinite(one), finite):
-        return False
-    scale = max(_largest(other[finite]), 1e-3)
-    return _largest(one[finite] - other[finite]) <= tolerance * scale
-
-
-def _largest(values: Tensor) -> float:
-    return float(values.abs().max()) if values.numel() else 0.0

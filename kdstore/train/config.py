@@ -6,6 +6,7 @@ Relative paths are relative to the current working directory, not to the YAML fi
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,13 +51,20 @@ class StudentConfig:
 class EvalConfig:
     """Held-out text ``data`` (as `kdstore dump --data`), scored by cross-entropy per token.
 
-    ``score`` says which tokens count: the supervised ones or all but the first.
+    ``max_length`` defaults to that of the store. ``score`` says which tokens count: the supervised
+    ones or all but the first.
     """
 
     data: str
     batch_size: int = 8
-    max_length: int = 2048
+    max_length: int | None = None
     score: Literal["supervised", "all"] = "supervised"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(
+                "no batch", where="eval.batch_size", expected="1 or more", got=self.batch_size
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +158,8 @@ def _check_losses(losses: dict[str, float]) -> None:
     from kdstore.train.losses import LOSSES
 
     refuse_unknown(losses, LOSSES, where="losses")
+    if not all(math.isfinite(weight) for weight in losses.values()):
+        raise UsageError("a weight is not finite", where="losses", expected="numbers", got=losses)
     if not any(losses.values()):
         raise UsageError(
             "no loss to train on", where="losses", expected="a weight other than 0", got=losses
@@ -167,5 +177,10 @@ def _check_training(training: dict[str, Any]) -> None:
     refuse_unknown(training, names, where="training")
     for name, value in training.items():
         check_type(f"training.{name}", value, hints[name])
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if training.get(name, 1) < 1:
+            raise UsageError(
+                "too small", where=f"training.{name}", expected="1 or more", got=training[name]
+            )
     if not training.get("output_dir"):
         raise UsageError("missing key", where="training", expected="output_dir")

@@ -58,12 +58,14 @@ def nll_sums(
     """
     batches = _batches(samples, batch_size=batch_size)
     device = next(model.parameters()).device
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    sums = torch.zeros(2, dtype=torch.float64)
     with _eval_mode(model), torch.no_grad():
         for index in range(rank, rank + len(batches), world_size):
             counts = index < len(batches)
             batch = collate_for_eval(batches[min(index, len(batches) - 1)]).to(device)
-            sums += counts * _batch_sums(model, batch)
+            found = _batch_sums(model, batch)
+            if counts:
+                sums += found
     return sums
 
 
@@ -106,8 +108,8 @@ def _batches(samples: Sequence[Sample], *, batch_size: int) -> list[list[Sample]
 def _batch_sums(model: Any, batch: EvalBatch) -> Tensor:
     output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     nll_S = label_nll(output.logits, batch.rows_S, batch.labels_S)
-    nats = nll_S.sum(dtype=torch.float64)
-    return torch.stack([nats, nats.new_tensor(len(nll_S))])
+    # float64 on the host: not every device has it.
+    return torch.tensor([nll_S.sum().item(), len(nll_S)], dtype=torch.float64)
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,17 +15,24 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 import kdstore
-from kdstore.errors import UsageError
+from kdstore.errors import KDStoreError, StoreMismatchError, TrainingError, UsageError
 from kdstore.inputs import InputConfig, SampleBuilder, open_source
 from kdstore.sample import Sample
 from kdstore.train.config import EvalConfig, TrainConfig
-from kdstore.train.student import build_student, check_vocabulary, load_tokenizer
+from kdstore.train.student import (
+    build_student,
+    check_architecture,
+    check_vocabulary,
+    load_tokenizer,
+    longest_sequence,
+)
 from kdstore.train.trainer import DistillTrainer
 
 if TYPE_CHECKING:
     from kdstore.readers.store import Store
 
 METRICS_FILE = "metrics.json"
+RUN_FILE = "run.json"
 
 
 def run_training(
@@ -45,18 +54,26 @@ def run_training(
     model = build_student(config.student, seed=config.seed)
     tokenizer = load_tokenizer(config.student, store)
     check_vocabulary(model, tokenizer, store)
+    check_architecture(model, pack=config.pack)
     inputs = InputConfig.from_dict(store.header.identity["input"])
-    held_out = read_held_out(config.eval, tokenizer, inputs) if config.eval else None
+    held_out = read_held_out(config.eval, tokenizer, inputs, model) if config.eval else None
     trainer = make_trainer(config, model, store, held_out, quiet=quiet)
-    result = trainer.train(resume_from_checkpoint=_checkpoint(config) if resume else None)
+    checkpoint = _checkpoint(config, store) if resume else None
+    _record_run(config, store)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    _save_student(trainer, config, store, tokenizer)
+    _check_finite(trainer.model)
     metrics = {
         "train_loss": result.training_loss,
         "steps": result.global_step,
         "num_samples": len(store),
+        "store_complete": store.is_complete,
         "config_digest": store.config_digest,
         **(trainer.evaluate() if held_out is not None else {}),
     }
-    _save(trainer, config, store, tokenizer, metrics)
+    if trainer.is_world_process_zero():
+        text = json.dumps(metrics, indent=2, sort_keys=True)
+        (config.output_dir / METRICS_FILE).write_text(text + "\n")
     return metrics
 
 
@@ -70,6 +87,12 @@ def _open_store(config: TrainConfig) -> Store:
             got=0,
             todo="let kdstore dump finish first",
         )
+    if not store.is_complete:
+        print(
+            f"kdstore: warning: the store is unfinished, {len(store.commits)} of "
+            f"{store.header.num_units} units; training on the samples that are committed now",
+            file=sys.stderr,
+        )
     return store
 
 
@@ -82,15 +105,17 @@ def make_trainer(
     quiet: bool = False,
 ) -> DistillTrainer:
     """The trainer of a configuration; it reports to standard error, or not at all."""
-    trainer = DistillTrainer(
-        model,
-        training_arguments(config),
-        train_dataset=store,
-        losses=config.losses,
-        data_collator=kdstore.Collator(pack=config.pack),
-        eval_dataset=held_out,
-        callbacks=None if quiet else [LogLines()],
-    )
+    arguments = training_arguments(config)
+    with _transformers_refusals():
+        trainer = DistillTrainer(
+            model,
+            arguments,
+            train_dataset=store,
+            losses=config.losses,
+            data_collator=kdstore.Collator(pack=config.pack),
+            eval_dataset=held_out,
+            callbacks=None if quiet else [LogLines()],
+        )
     # Both write to standard output, which is the command's.
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -100,25 +125,50 @@ def make_trainer(
 def training_arguments(config: TrainConfig) -> TrainingArguments:
     """TrainingArguments of a configuration; UsageError for values that they refuse."""
     pin = torch.cuda.is_available()
-    defaults = {"disable_tqdm": True, "dataloader_pin_memory": pin, "report_to": "none"}
+    defaults = {
+        "disable_tqdm": True,
+        "dataloader_pin_memory": pin,
+        "report_to": "none",
+        "logging_nan_inf_filter": False,  # it would report a loss of NaN as the last finite one
+    }
     chosen = {"seed": config.seed, "remove_unused_columns": False}
     if config.eval is not None:
         chosen["per_device_eval_batch_size"] = config.eval.batch_size
-    try:
+    with _transformers_refusals():
         return TrainingArguments(**(defaults | config.training | chosen))
-    except (ValueError, TypeError, ImportError) as error:
+
+
+@contextmanager
+def _transformers_refusals() -> Iterator[None]:
+    try:
+        yield
+    except KDStoreError:
+        raise
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UsageError(
             "transformers refuses the training arguments", where="training", got=str(error)
         ) from error
 
 
-def read_held_out(config: EvalConfig, tokenizer: Any, inputs: InputConfig) -> list[Sample]:
+def read_held_out(
+    config: EvalConfig, tokenizer: Any, inputs: InputConfig, model: Any
+) -> list[Sample]:
     """The samples of the held-out text, tokenised as ``inputs`` says, runs by the score rule.
 
-    Rows longer than `eval.max_length` are split, whatever ``inputs`` does with them.
+    Rows longer than `eval.max_length`, by default the store's, are split, whatever ``inputs`` does
+    with them. Raises StoreMismatchError if that is longer than ``model`` takes.
     """
+    limit, length = longest_sequence(model), config.max_length or inputs.max_length
+    if limit is not None and (length is None or length > limit):
+        raise StoreMismatchError(
+            "held-out samples would be longer than the model takes",
+            where="eval.max_length",
+            expected=f"at most {limit} (max_position_embeddings)",
+            got=length,
+            todo="set eval.max_length",
+        )
     source = open_source(config.data)
-    inputs = replace(inputs, max_length=config.max_length, overlong="split")
+    inputs = replace(inputs, max_length=length, overlong="split")
     builder = SampleBuilder(tokenizer, inputs, source.name, locate=source.locate)
     samples = [sample for number, row in source.rows() for sample in builder.samples(number, row)]
     return [sample.with_score_rule(config.score) for sample in samples]
@@ -142,28 +192,64 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _checkpoint(config: TrainConfig) -> str:
+def _checkpoint(config: TrainConfig, store: Store) -> str:
+    """The last checkpoint in the output folder, if it is one of this very run."""
     folder = config.output_dir
     found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if found is None:
+    if found is None or not (folder / RUN_FILE).exists():
         raise UsageError(
             "nothing to resume",
             where=folder,
-            expected="a folder checkpoint-N",
+            expected=f"a folder checkpoint-N, and {RUN_FILE}",
             got="none",
             todo="leave out --resume, or set training.save_steps in the run to be resumed",
         )
+    recorded = json.loads((folder / RUN_FILE).read_text())
+    for name, value in _run_identity(config, store).items():
+        if recorded.get(name) != value:
+            raise StoreMismatchError(
+                f"the checkpoint is of another run: {name} differs",
+                where=folder,
+                expected=recorded.get(name),
+                got=value,
+                todo="repeat the settings of that run, or train into a new output_dir",
+            )
     return str(found)
 
 
-def _save(
-    trainer: DistillTrainer,
-    config: TrainConfig,
-    store: Store,
-    tokenizer: Any,
-    metrics: dict[str, Any],
+def _run_identity(config: TrainConfig, store: Store) -> dict[str, Any]:
+    """What a checkpoint must share with the run that goes on from it."""
+    return {
+        "store": store.config_digest,
+        "student": asdict(config.student),
+        "losses": config.losses,
+        "pack": config.pack,
+        "seed": config.seed,
+    }
+
+
+def _record_run(config: TrainConfig, store: Store) -> None:
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_run_identity(config, store), indent=2)
+    (config.output_dir / RUN_FILE).write_text(text + "\n")
+
+
+def _check_finite(model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise TrainingError(
+                "training diverged: the student has weights that are not finite",
+                where=name,
+                expected="finite weights",
+                got="NaN or infinity",
+                todo="lower the learning rate, or go on from an earlier checkpoint",
+            )
+
+
+def _save_student(
+    trainer: DistillTrainer, config: TrainConfig, store: Store, tokenizer: Any
 ) -> None:
-    """Student, tokenizer and figures into the output folder; every rank takes part in the first."""
+    """Student and tokenizer into the output folder; every rank takes part in the first."""
     trainer.save_model()
     if not trainer.is_world_process_zero():
         return
@@ -171,5 +257,3 @@ def _save(
         store.copy_tokenizer(str(config.output_dir))
     else:
         tokenizer.save_pretrained(config.output_dir)
-    text = json.dumps(metrics, indent=2, sort_keys=True) + "\n"
-    (config.output_dir / METRICS_FILE).write_text(text, encoding="utf-8")

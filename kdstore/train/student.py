@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kdstore.align import TokenTable
 from kdstore.errors import StoreMismatchError, UsageError
+from kdstore.teachers.probe import is_causal, keeps_packed_apart
 from kdstore.train.config import StudentConfig
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -32,13 +33,14 @@ def build_student(config: StudentConfig, *, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         architecture = AutoConfig.from_pretrained(config.config)
         return AutoModelForCausalLM.from_config(architecture, dtype=dtype)  # type: ignore[no-any-return]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         key = "student.path" if config.path is not None else "student.config"
         raise UsageError(
             "the student cannot be loaded",
             where=f"{key}: {config.path or config.config}",
             expected="a saved model" if config.path is not None else "a folder with config.json",
             got=str(error).splitlines()[0],
+            todo="check the path; a name that is no folder is looked for on the model hub",
         ) from error
 
 
@@ -72,6 +74,36 @@ def check_vocabulary(model: Any, tokenizer: Any, store: Any) -> None:
             got=rows,
             todo="set vocab_size in the student's config.json, or resize its embeddings",
         )
+
+
+def check_architecture(model: Any, *, pack: bool) -> None:
+    """Raise StoreMismatchError unless the student is causal and keeps packed samples apart."""
+    was_training = model.training
+    model.eval()
+    causal = is_causal(model)
+    apart = not pack or keeps_packed_apart(model)
+    model.train(was_training)
+    if not causal:
+        raise StoreMismatchError(
+            "the student sees the token that it is to predict",
+            where=type(model).__name__,
+            expected="a causal language model",
+            got=model.config.model_type,
+            todo="use a decoder, or set is_decoder in its config.json if it is one",
+        )
+    if not apart:
+        raise StoreMismatchError(
+            "this student does not keep packed samples apart",
+            where=type(model).__name__,
+            expected="the same logits packed and alone",
+            got=model.config.model_type,
+            todo="set pack: false",
+        )
+
+
+def longest_sequence(model: Any) -> int | None:
+    """Tokens that a student takes at most; None if its configuration does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def _has_tokenizer(path: str) -> bool:

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from kdstore.errors import UsageError
+from kdstore.errors import StoreMismatchError, UsageError
+from kdstore.readers.sampler import EpochSampler
+from kdstore.readers.store import Store
 from kdstore.sample import Sample
 from kdstore.train.evaluate import metrics_of_sums, nll_sums
 from kdstore.train.fields import refuse_unknown
 from kdstore.train.losses import LOSSES
+from kdstore.train.student import longest_sequence
 
 if TYPE_CHECKING:
     from kdstore.readers.collate import Batch
@@ -62,6 +65,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         refuse_unknown(losses, LOSSES, where="losses")
         _check_arguments(args)
+        _check_extras(kwargs)
         args.remove_unused_columns = False
         super().__init__(
             model=model,
@@ -71,6 +75,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             data_collator=data_collator,
             **kwargs,
         )
+        self._longest = longest_sequence(model)
         self.loss_weights = {name: weight for name, weight in losses.items() if weight}
         self._loss_sums = torch.zeros(len(self.loss_weights), device=args.device)
         self._steps_summed = 0
@@ -121,7 +126,25 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         return int(self.accelerator.num_processes // self.get_tp_size())
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
+        longest = int(inputs.cu_seqlens.diff().max())
+        if self._longest is not None and longest > self._longest:
+            raise StoreMismatchError(
+                "a sample is longer than the student takes",
+                where=f"a batch of {', '.join(inputs.sample_ids[:3])}, …",
+                expected=f"at most {self._longest} tokens (max_position_embeddings)",
+                got=longest,
+                todo="dump with a smaller --max-length, or take a student with a longer context",
+            )
         return inputs.to(self.args.device)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """For a Store, the order that reads each row group once; else the parent's."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        random = str(self.args.train_sampling_strategy) == "random"
+        if not isinstance(dataset, Store) or not random:
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochSampler(dataset, seed=seed)
 
     def floating_point_ops(self, inputs: Batch) -> int:
         """Estimated operations of a forward and backward pass of one batch."""
@@ -163,7 +186,9 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
-        found = metrics_of_sums(self.accelerator.reduce(sums, reduction="sum"))
+        if self.accelerator.num_processes > 1:
+            sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
+        found = metrics_of_sums(sums)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
@@ -172,10 +197,27 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
 
+def _check_extras(extras: Mapping[str, Any]) -> None:
+    for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
+        if extras.get(name) is not None:
+            raise UsageError(
+                f"{name} would never be called",
+                where="DistillTrainer",
+                todo="override compute_loss or evaluate in a subclass",
+            )
+
+
 def _check_arguments(args: TrainingArguments) -> None:
     for name, todo in _REFUSED.items():
         if getattr(args, name):
             raise UsageError(f"{name} does not work here", got=getattr(args, name), todo=todo)
+    if args.train_sampling_strategy not in ("random", "sequential"):
+        raise UsageError(
+            "this order of samples does not work here",
+            where="train_sampling_strategy",
+            expected="random or sequential",
+            got=args.train_sampling_strategy,
+        )
     if args.n_gpu > 1:
         raise UsageError(
             "one process with several GPUs would cut a batch off its signal",

@@ -46,6 +46,7 @@ class ListStore(list):
     """What run_training asks of a store, around a list of samples."""
 
     config_digest = "0123abcd"
+    is_complete = True
 
     def __init__(self, tokenizer, samples):
         super().__init__(samples)
