@@ -51,8 +51,8 @@ class StudentConfig:
 class EvalConfig:
     """Held-out text ``data`` (as `kdstore dump --data`), scored by cross-entropy per token.
 
-    ``max_length`` defaults to that of the store. ``score`` says which tokens count: the supervised
-    ones or all but the first.
+    ``max_length`` defaults to the store's, or the student's where that is less. ``score`` says
+    which tokens count: the supervised ones or all but the first.
     """
 
     data: str

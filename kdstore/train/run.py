@@ -155,11 +155,14 @@ def read_held_out(
 ) -> list[Sample]:
     """The samples of the held-out text, tokenised as ``inputs`` says, runs by the score rule.
 
-    Rows longer than `eval.max_length`, by default the store's, are split, whatever ``inputs`` does
-    with them. Raises StoreMismatchError if that is longer than ``model`` takes.
+    Rows longer than `eval.max_length` are split, whatever ``inputs`` does with them; by default
+    that is the store's length or, if it is shorter, ``model``'s. Raises StoreMismatchError if it
+    is set to more than ``model`` takes.
     """
-    limit, length = longest_sequence(model), config.max_length or inputs.max_length
-    if limit is not None and (length is None or length > limit):
+    limit = longest_sequence(model)
+    defaults = [length for length in (inputs.max_length, limit) if length]
+    length = config.max_length or min(defaults, default=None)
+    if limit is not None and length is not None and length > limit:
         raise StoreMismatchError(
             "held-out samples would be longer than the model takes",
             where="eval.max_length",

@@ -106,7 +106,7 @@ def test_an_unfinished_store_is_said(kdstore_cli: Run, config_file: Path, dump: 
         (["training.train_sampling_strategy=group_by_length"], "sequential"),
         (["training.per_device_train_batch_size=0"], "1 or more"),
         (["training.learning_rate=1e30", "training.max_grad_norm=0"], "diverged"),
-        (["student.path=nope", "student.config=null"], "student.path"),
+        (["student.path=/nonexistent/student", "student.config=null"], "student.path"),
         (["losses.forward_kld=1"], "forward_kl"),
     ],
 )

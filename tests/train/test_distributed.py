@@ -18,8 +18,14 @@ HERE = Path(__file__).parent
 def test_two_ranks_equal_one_process(tmp_path):
     """Ragged micro-batches on both ranks; the second half of each batch has fewer positions."""
     root = HERE.parent.parent
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    # The loopback by name: looking the host's own name up may wait for a network that is not there.
+    environment = os.environ | {
+        "PYTHONPATH": str(root),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    launcher = ["-m", "torch.distributed.run", *rendezvous, "--nproc-per-node=2"]
     command = [sys.executable, *launcher, str(HERE / "ddp_worker.py"), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

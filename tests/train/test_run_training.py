@@ -114,7 +114,7 @@ def test_leaves_a_folder_that_can_be_used(config_file, tmp_path, capsys):
     assert (metrics["steps"], metrics["config_digest"]) == (4, "0123abcd")
     student = AutoModelForCausalLM.from_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(out)
-    held_out = read_held_out(load_config(config_file).eval, tokenizer, InputConfig())
+    held_out = read_held_out(load_config(config_file).eval, tokenizer, InputConfig(), student)
     again = evaluate_model(student, held_out)
     assert again["loss"] == pytest.approx(metrics["eval_loss"], rel=1e-5)
     assert again["num_tokens"] == metrics["eval_num_tokens"] > 10
