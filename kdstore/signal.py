@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,7 +97,7 @@ class SparseSignal:
         """int64 [S]: number of entries of each position."""
         return np.diff(self.indptr)
 
-    @property
+    @cached_property  # encoding asks for it again and again
     def rows_N(self) -> NDArray[np.int64]:
         """int64 [N]: the position each entry belongs to."""
         return np.repeat(np.arange(len(self), dtype=np.int64), self.entries_S)

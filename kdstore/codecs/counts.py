@@ -18,7 +18,7 @@ from kdstore.codecs.planes import (
     plane_names,
     split_integers,
 )
-from kdstore.errors import CorruptShardError, SignalError
+from kdstore.errors import CorruptShardError, KDStoreError, SignalError
 from kdstore.hashing import RowKeys
 from kdstore.signal import SparseSignal, segment_sum
 
@@ -67,7 +67,7 @@ class CountsCodec(SignalCodec):
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         counts = join_integers(planes, "count", width=width)
         expect_length("count", counts, int(indptr[-1]))
-        self._check_total(counts, indptr)
+        self._check_total(counts, indptr, CorruptShardError)
         ids = decode_ids(planes, lengths, order=self.order)
         sort = ascending(ids, indptr, self.order.vocab_size)
         logprobs = np.log(counts[sort] / self.rounds)
@@ -79,12 +79,18 @@ class CountsCodec(SignalCodec):
         if signal.counts_N is None:
             raise SignalError("a counts signal needs counts_N", got=None)
         counts = signal.counts_N.astype(np.int64)
-        totals = segment_sum(counts, signal.indptr)
-        if (totals != self.rounds).any() or (counts < 1).any():
-            raise SignalError("counts do not sum to n", expected=self.rounds, got=totals[:8])
+        self._check_total(counts, signal.indptr, SignalError)
         return counts
 
-    def _check_total(self, counts: NDArray[np.int64], indptr: NDArray[np.int64]) -> None:
+    def _check_total(
+        self, counts: NDArray[np.int64], indptr: NDArray[np.int64], error: type[KDStoreError]
+    ) -> None:
         totals = segment_sum(counts, indptr)
-        if (totals != self.rounds).any() or (counts < 1).any():
-            raise CorruptShardError("decoded counts do not sum to n", expected=self.rounds)
+        bad = np.flatnonzero(totals != self.rounds)
+        if len(bad) or (counts < 1).any():
+            raise error(
+                "counts of a position do not sum to n",
+                where=f"position {bad[0]} of the signal" if len(bad) else None,
+                expected=f"positive counts that sum to {self.rounds}",
+                got=totals[bad[:1]].tolist() or int(counts.min()),
+            )
