@@ -65,6 +65,11 @@ class Sample:
         """int64 [S]: the scored positions, ascending. Position t holds the signal of token t."""
         return positions_of_runs(self.runs)
 
+    @property
+    def previous_S(self) -> NDArray[np.int32]:
+        """int32 [S]: the token before each scored position."""
+        return self.input_ids_T[self.positions_S - 1]
+
     def with_score_rule(self, rule: ScoreRule) -> Sample:
         """The same sample, scored where it is supervised, or at every position but the first."""
         if rule == "all":

@@ -4,9 +4,9 @@
 ``SignalCodec`` subclass, one line in ``registry.py``, one test file, one golden directory.
 """
 
-from kdstore.codecs.base import SignalCodec
+from kdstore.codecs.base import Positions, SignalCodec
 from kdstore.codecs.order import IdOrder
 from kdstore.codecs.planes import Plane
 from kdstore.codecs.registry import codec_for, codec_named
 
-__all__ = ["IdOrder", "Plane", "SignalCodec", "codec_for", "codec_named"]
+__all__ = ["IdOrder", "Plane", "Positions", "SignalCodec", "codec_for", "codec_named"]

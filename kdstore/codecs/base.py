@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +24,20 @@ from kdstore.hashing import RowKeys
 from kdstore.signal import SparseSignal
 
 SUM_TOLERANCE = 1e-3  # of what a teacher may miss a sum of one by; decoding gives it exactly
+
+
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """The S positions of B samples that a signal answers, one sample after the other.
+
+    * ``keys``: what their random numbers are made of
+    * ``splits`` int64 [B+1]: sample b owns positions ``splits[b]:splits[b + 1]``
+    * ``previous_S`` int32: the token before each position, which the id order goes by
+    """
+
+    keys: RowKeys
+    splits: NDArray[np.int64]
+    previous_S: NDArray[np.int32]
 
 
 class SignalCodec(ABC):
@@ -40,47 +55,42 @@ class SignalCodec(ABC):
         """Names of all planes of this codec."""
         return (*self.entry_planes, *scalar_planes(self.scalars))
 
-    def encode(
-        self, signal: SparseSignal, keys: RowKeys, splits: NDArray[np.int64]
-    ) -> dict[str, Plane]:
-        """Planes of B samples; sample b owns positions ``splits[b]:splits[b + 1]`` (int64).
+    def encode(self, signal: SparseSignal, positions: Positions) -> dict[str, Plane]:
+        """Planes of B samples.
 
         Raises SignalError if the signal is not one of this codec's selection and scalars.
         """
         self._check(signal)
+        scalars = {name: signal.scalars[name] for name in self.scalars}
         return {
-            **self.encode_entries(signal, keys, splits),
-            **encode_scalars({name: signal.scalars[name] for name in self.scalars}, keys, splits),
+            **self.encode_entries(signal, positions),
+            **encode_scalars(scalars, positions.keys, positions.splits),
         }
 
-    def decode(self, planes: Planes, num_scored: int) -> SparseSignal:
-        """The signal of the ``num_scored`` positions that the planes hold, entries ascending."""
-        signal = self.decode_entries(planes, num_scored)
-        scalars = decode_scalars(planes, self.scalars, num_scored)
-        return SparseSignal(
-            self.selection,
-            signal.indptr,
-            signal.ids_N,
-            signal.logprobs_N,
-            signal.rest_S,
-            signal.counts_N,
-            signal.tail_N,
-            scalars,
-        )
+    def decode(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
+        """The signal of the S positions that the planes hold, entries ascending by id.
+
+        Raises CorruptShardError if the planes contradict each other.
+        """
+        signal = self.decode_entries(planes, previous_S)
+        return replace(signal, scalars=decode_scalars(planes, self.scalars, len(previous_S)))
 
     @property
     @abstractmethod
     def entry_planes(self) -> tuple[str, ...]:
         """Names of the planes that hold entries and rest."""
 
+    def compression_level(self, plane: str) -> int:
+        """zstd level of a plane: 1, since repeats are rare and literals compress as well."""
+        del plane
+        return 1
+
     @abstractmethod
-    def encode_entries(
-        self, signal: SparseSignal, keys: RowKeys, splits: NDArray[np.int64]
-    ) -> dict[str, Plane]:
+    def encode_entries(self, signal: SparseSignal, positions: Positions) -> dict[str, Plane]:
         """Planes of entries and rest."""
 
     @abstractmethod
-    def decode_entries(self, planes: Planes, num_scored: int) -> SparseSignal:
+    def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
         """The signal without its scalars."""
 
     def _check(self, signal: SparseSignal) -> None:

@@ -1,79 +1,76 @@
-"""Codec of counts: exact integers, one per entry."""
+"""Codec of counts: exact integers.
+
+The ids drawn once, more than half of them, need no count: they are a run of their own.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdstore.codecs.base import SignalCodec
-from kdstore.codecs.gaps import NAME as GAP
-from kdstore.codecs.gaps import ascending, decode_ids, encode_ids, sort_runs
+from kdstore.codecs.base import Positions, SignalCodec
+from kdstore.codecs.ids import decode_runs, gaps_of, ranks_of
 from kdstore.codecs.options import option
-from kdstore.codecs.planes import (
-    Plane,
-    Planes,
-    byte_width,
-    expect_length,
-    join_integers,
-    plane_names,
-    split_integers,
-)
+from kdstore.codecs.planes import Plane, Planes
+from kdstore.codecs.shorts import decode_shorts, encode_shorts, short_names
+from kdstore.codecs.sorting import merge_groups
 from kdstore.errors import CorruptShardError, KDStoreError, SignalError
-from kdstore.hashing import RowKeys
 from kdstore.signal import SparseSignal, segment_sum
+
+MAX_ROUNDS = 1 << 20
+_GROUPS = ("repeat", "single")  # ids drawn more than once, and once
 
 
 class CountsCodec(SignalCodec):
-    """Planes ``entries*``, ``count*`` (both as wide as n needs) and ``gap*``."""
+    """Shorts ``repeats`` and ``singles`` (how many), ``repeat`` and ``single`` (ids), ``count``.
+
+    ``count`` holds each repeated id's count minus two.
+    """
 
     name = "counts/1"
 
     @property
     def rounds(self) -> int:
         """n, the number of multinomial rounds."""
-        return int(option(self.selection, "n"))
+        return int(option(self.selection, "n", low=1, high=MAX_ROUNDS))
 
     @property
     def entry_planes(self) -> tuple[str, ...]:
         """Names of the planes."""
-        width = byte_width(self.rounds)
-        return (
-            *plane_names("entries", width),
-            *plane_names("count", width),
-            *plane_names(GAP, byte_width(self.order.vocab_size - 1)),
-        )
+        return short_names("repeats", "singles", *_GROUPS, "count")
 
-    def encode_entries(
-        self, signal: SparseSignal, keys: RowKeys, splits: NDArray[np.int64]
-    ) -> dict[str, Plane]:
+    def encode_entries(self, signal: SparseSignal, positions: Positions) -> dict[str, Plane]:
         """Exact counts; SignalError unless they sum to n at each position."""
-        del keys
-        counts = self._checked_counts(signal)
-        order = sort_runs(signal.ids_N, signal.rows_N, self.order)
-        starts = signal.indptr[:-1][signal.entries_S > 0]
-        entry_splits = signal.indptr[splits]
-        width = byte_width(self.rounds)
-        return {
-            **split_integers("entries", signal.entries_S, width=width, splits=splits),
-            **split_integers("count", counts[order], width=width, splits=entry_splits),
-            **encode_ids(signal.ids_N[order], starts, order=self.order, splits=entry_splits),
-        }
+        counts, splits = self._checked_counts(signal), positions.splits
+        group_N = (counts == 1).astype(np.int64)
+        runs = signal.rows_N * 2 + group_N
+        ranks = ranks_of(signal.ids_N, positions.previous_S[signal.rows_N], self.order)
+        order = np.lexsort((ranks, runs))
+        gaps, rows, group = gaps_of(ranks[order], runs[order]), signal.rows_N[order], group_N[order]
+        planes: dict[str, Plane] = {}
+        for which, name in enumerate(_GROUPS):
+            of = group == which
+            lengths = np.bincount(rows[of], minlength=len(signal))
+            planes |= encode_shorts(f"{name}s", lengths, splits)
+            planes |= encode_shorts(name, gaps[of], np.searchsorted(rows[of], splits))
+        repeated = group == 0
+        values = counts[order][repeated] - 2
+        return planes | encode_shorts("count", values, np.searchsorted(rows[repeated], splits))
 
-    def decode_entries(self, planes: Planes, num_scored: int) -> SparseSignal:
+    def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
         """Entries whose probability is count / n."""
-        width = byte_width(self.rounds)
-        lengths = join_integers(planes, "entries", width=width)
-        expect_length("entries", lengths, num_scored)
-        indptr = np.concatenate([[0], np.cumsum(lengths)])
-        counts = join_integers(planes, "count", width=width)
-        expect_length("count", counts, int(indptr[-1]))
-        self._check_total(counts, indptr, CorruptShardError)
-        ids = decode_ids(planes, lengths, order=self.order)
-        sort = ascending(ids, indptr, self.order.vocab_size)
-        logprobs = np.log(counts[sort] / self.rounds)
-        return SparseSignal.from_arrays(
-            self.selection, indptr, ids[sort], logprobs, counts_N=counts[sort]
-        )
+        S = len(previous_S)
+        lengths = [decode_shorts(planes, f"{name}s", length=S).astype(np.int64) for name in _GROUPS]
+        ids = [
+            decode_runs(planes, name, lengths_R=length, previous_R=previous_S, order=self.order)
+            for name, length in zip(_GROUPS, lengths, strict=True)
+        ]
+        counts = decode_shorts(planes, "count", length=len(ids[0])).astype(np.int64) + 2
+        indptr, ids_N, slots = merge_groups(lengths, ids)
+        counts_N = np.concatenate([counts, np.ones(len(ids[1]), np.int64)])[slots]
+        self._check_total(counts_N, indptr, CorruptShardError)
+        logprobs = np.log(counts_N / self.rounds)
+        return SparseSignal.from_arrays(self.selection, indptr, ids_N, logprobs, counts_N=counts_N)
 
     def _checked_counts(self, signal: SparseSignal) -> NDArray[np.int64]:
         if signal.counts_N is None:

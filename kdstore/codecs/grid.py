@@ -1,8 +1,4 @@
-"""Value grids: ascending levels, and rounding to them.
-
-``nearest`` for what only has to be close, ``stochastic`` for what has to be right on average: it
-picks the level below or above with the probability that makes the expectation exact.
-"""
+"""Value grids: ascending levels, and unbiased rounding to them."""
 
 from __future__ import annotations
 
@@ -11,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-PROBABILITY_STEPS = 127
 SCALAR_STEP = 1 / 64
+SCALAR_LEVELS = 1 << 16
 RANK_EXACT = 255
 RANK_GROWTH = 1.05
 
@@ -23,20 +19,10 @@ class Grid:
 
     levels: NDArray[np.float64]
 
-    def decode(self, codes: NDArray[np.int64]) -> NDArray[np.float64]:
-        """float64 levels of the codes."""
-        return self.levels[codes]
-
     def below(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
         """int64 codes of the highest level not above each value, so that code + 1 exists."""
         codes = np.searchsorted(self.levels, values, side="right") - 1
         return np.clip(codes, 0, len(self.levels) - 2)
-
-    def nearest(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
-        """int64 codes of the level nearest to each value."""
-        low = self.below(values)
-        middle = (self.levels[low] + self.levels[low + 1]) / 2
-        return low + (values > middle)
 
     def stochastic(
         self, values: NDArray[np.float64], uniforms: NDArray[np.float64]
@@ -47,19 +33,9 @@ class Grid:
         return low + (uniforms < fraction)
 
 
-def probability_grid() -> Grid:
-    """Levels uniform in the cube root of the probability: (c / 127)^3 for c = 0 … 127."""
-    return Grid(np.linspace(0, 1, PROBABILITY_STEPS + 1) ** 3)
-
-
-def cube_root_grid() -> Grid:
-    """The same levels in the cube root itself, for rounding to the nearest there."""
-    return Grid(np.linspace(0, 1, PROBABILITY_STEPS + 1))
-
-
 def nat_grid() -> Grid:
-    """Multiples of 1/64 nat from 0 to 1023.97: two bytes, one code (65535) left for infinity."""
-    return Grid(np.arange(65535, dtype=np.float64) * SCALAR_STEP)
+    """Multiples of 1/64 nat from 0 to 1023.98."""
+    return Grid(np.arange(SCALAR_LEVELS, dtype=np.float64) * SCALAR_STEP)
 
 
 def rank_grid() -> Grid:

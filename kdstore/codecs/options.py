@@ -5,14 +5,27 @@ from __future__ import annotations
 from kdstore.errors import HeaderError
 
 
-def option(spec: str, name: str) -> float:
+def option(spec: str, name: str, *, low: float, high: float) -> float:
     """The number that a selection such as ``counts:n=50`` gives to an option.
 
-    >>> option("counts:n=50", "n")
+    Raises HeaderError if it is missing or outside ``low`` to ``high``.
+
+    >>> option("counts:n=50", "n", low=1, high=1000)
     50.0
     """
     for part in spec.partition(":")[2].split(","):
-        key, _, value = part.partition("=")
+        key, _, text = part.partition("=")
         if key == name:
-            return float(value)
-    raise HeaderError(f"selection {spec!r} has no option {name!r}", expected=name, got=spec)
+            value = _number(text)
+            if low <= value <= high:
+                return value
+    raise HeaderError(
+        f"selection {spec!r} lacks a usable {name!r}", expected=f"{low} to {high}", got=spec
+    )
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

@@ -1,13 +1,15 @@
 """The id order: in which order a store counts its token ids.
 
-Tokens that the source uses often come first, so that the gaps between the ids of a position are
-small. It is a pure function of source and tokenizer: no worker can learn another one.
+First come the tokens that the source saw follow the position's previous token, most often first;
+then all tokens of the vocabulary, most frequent first. So the ranks of likely tokens are small. It
+is a pure function of source and tokenizer: no worker can learn another one.
 """
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -16,29 +18,79 @@ from numpy.typing import NDArray
 from kdstore.errors import HeaderError
 from kdstore.hashing import sha256_hex
 
+MAX_PAIRS = 1 << 20
+MIN_PAIR_COUNT = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Successors:
+    """Tokens that follow others: those after token p are ``ids_P[first_V1[p]:first_V1[p + 1]]``.
+
+    ``first_V1`` int64 [V+1] ascends from 0 to P, ``ids_P`` int32; none twice after one token.
+    """
+
+    first_V1: NDArray[np.int64]
+    ids_P: NDArray[np.int32]
+
+    @classmethod
+    def none(cls, vocab_size: int) -> Successors:
+        """No token has a successor."""
+        return cls(np.zeros(vocab_size + 1, dtype=np.int64), np.zeros(0, dtype=np.int32))
+
+    @classmethod
+    def from_counts(
+        cls, pairs_P: NDArray[np.int64], counts_P: NDArray[np.int64], vocab_size: int
+    ) -> Successors:
+        """The ``MAX_PAIRS`` most frequent pairs (previous * V + next) of those seen at least twice.
+
+        After each token the frequent successors come first; all ties by id.
+        """
+        kept = np.flatnonzero(counts_P >= MIN_PAIR_COUNT)
+        kept = kept[np.lexsort((pairs_P[kept], -counts_P[kept]))[:MAX_PAIRS]]
+        previous, following = np.divmod(pairs_P[kept], vocab_size)
+        order = np.lexsort((following, -counts_P[kept], previous))
+        first = np.searchsorted(previous[order], np.arange(vocab_size + 1))
+        return cls(first.astype(np.int64), following[order].astype(np.int32))
+
+    @cached_property
+    def by_id(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """``ids_P`` sorted after each token, and the place each had: for looking a token up."""
+        lengths = np.diff(self.first_V1)
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        order = np.lexsort((self.ids_P, owner))
+        place = np.arange(len(self.ids_P)) - np.repeat(self.first_V1[:-1], lengths)
+        return self.ids_P[order], place[order].astype(np.int32)
+
 
 @dataclass(frozen=True, eq=False)
 class IdOrder:
-    """A permutation of the vocabulary: ``id_of_V[rank]`` int32 and ``rank_of_V[id]`` int32."""
+    """A permutation of the vocabulary, and successors that come before it.
+
+    ``id_of_V[rank]`` and ``rank_of_V[id]`` int32. A token that is the s-th successor of the
+    previous token p has rank s there; any other has ``num successors of p + rank_of_V[id]``.
+    """
 
     id_of_V: NDArray[np.int32]
-    rank_of_V: NDArray[np.int32]
+    successors: Successors
+    rank_of_V: NDArray[np.int32] = field(init=False)
+
+    def __post_init__(self) -> None:
+        rank_of_V = np.empty(len(self.id_of_V), dtype=np.int32)
+        rank_of_V[self.id_of_V] = np.arange(len(self.id_of_V), dtype=np.int32)
+        object.__setattr__(self, "rank_of_V", rank_of_V)
 
     @classmethod
-    def from_counts(cls, counts_V: NDArray[np.int64]) -> IdOrder:
+    def from_counts(
+        cls, counts_V: NDArray[np.int64], successors: Successors | None = None
+    ) -> IdOrder:
         """Frequent tokens first, ties by id."""
-        return cls._of_permutation(np.argsort(-counts_V, kind="stable"))
+        ids = np.argsort(-counts_V, kind="stable").astype(np.int32)
+        return cls(ids, successors or Successors.none(len(ids)))
 
     @classmethod
     def identity(cls, vocab_size: int) -> IdOrder:
         """The tokenizer's own order."""
-        return cls._of_permutation(np.arange(vocab_size))
-
-    @classmethod
-    def _of_permutation(cls, id_of_V: NDArray[np.int64]) -> IdOrder:
-        rank_of_V = np.empty(len(id_of_V), dtype=np.int32)
-        rank_of_V[id_of_V] = np.arange(len(id_of_V), dtype=np.int32)
-        return cls(id_of_V.astype(np.int32), rank_of_V)
+        return cls(np.arange(vocab_size, dtype=np.int32), Successors.none(vocab_size))
 
     @property
     def vocab_size(self) -> int:
@@ -46,14 +98,19 @@ class IdOrder:
         return len(self.id_of_V)
 
     def digest(self) -> str:
-        """SHA-256 over the little-endian int32 permutation."""
-        return sha256_hex(self.id_of_V.astype("<i4").tobytes())
+        """SHA-256 over little-endian int32: permutation, successors per token, successors."""
+        lengths = np.diff(self.successors.first_V1)
+        parts = (self.id_of_V, lengths, self.successors.ids_P)
+        return sha256_hex(b"".join(part.astype("<i4").tobytes() for part in parts))
 
     def to_bytes(self) -> bytes:
-        """An Arrow IPC file with one column ``id``, in order of rank."""
+        """An Arrow IPC file of V rows: ``id`` by rank, ``successors`` by previous token."""
         sink = io.BytesIO()
-        table = pa.table({"id": pa.array(self.id_of_V, pa.int32())})
-        with pa.ipc.new_file(sink, table.schema) as writer:
+        first = pa.array(self.successors.first_V1, pa.int32())
+        following = pa.ListArray.from_arrays(first, pa.array(self.successors.ids_P, pa.int32()))
+        table = pa.table({"id": pa.array(self.id_of_V, pa.int32()), "successors": following})
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with pa.ipc.new_file(sink, table.schema, options=options) as writer:
             writer.write_table(table)
         return sink.getvalue()
 
@@ -61,11 +118,16 @@ class IdOrder:
     def from_bytes(cls, data: bytes, *, expected_digest: str, where: str) -> IdOrder:
         """The order in an Arrow IPC file; HeaderError unless it is the one the header names."""
         try:
-            column = pa.ipc.open_file(pa.BufferReader(data)).read_all()["id"]
-            ids = column.cast(pa.int32()).to_numpy()
-        except (pa.ArrowException, OSError, KeyError) as error:
+            table = pa.ipc.open_file(pa.BufferReader(data)).read_all().combine_chunks()
+            ids = table["id"].cast(pa.int32()).to_numpy()
+            lists = table["successors"].combine_chunks().cast(pa.list_(pa.int32()))
+            first = lists.offsets.to_numpy().astype(np.int64)
+            following = lists.flatten().to_numpy()
+            _check_ids(ids, following)
+            order = cls(ids, Successors(first - first[0], following))
+        except (pa.ArrowException, OSError, LookupError, ValueError) as error:
             raise HeaderError("cannot read the id order", where=where, got=error) from error
-        digest = sha256_hex(ids.astype("<i4").tobytes())
+        digest = order.digest()
         if digest != expected_digest:
             raise HeaderError(
                 "the id order is not the one that the header names",
@@ -74,4 +136,13 @@ class IdOrder:
                 got=digest,
                 todo="restore idorder.arrow; without it no token id of the store can be read",
             )
-        return cls._of_permutation(ids.astype(np.int64))
+        return order
+
+
+def _check_ids(id_of_V: NDArray[np.int32], successors_P: NDArray[np.int32]) -> None:
+    """ValueError unless the ids are a permutation and all successors are among them."""
+    V = len(id_of_V)
+    if not np.array_equal(np.sort(id_of_V), np.arange(V)):
+        raise ValueError("the ids are no permutation of the vocabulary")
+    if len(successors_P) and not 0 <= int(successors_P.min()) <= int(successors_P.max()) < V:
+        raise ValueError("a successor lies outside the vocabulary")

@@ -1,7 +1,6 @@
-"""Byte planes: the columns that a codec writes, and how integers split into them.
+"""Byte planes: the columns that a codec writes.
 
-A plane holds like bytes of many positions, which is what zstd is good at: the low bytes of all
-gaps in one, the high bytes in another. Integers are never bit-packed.
+A plane holds like bytes of many positions, which is what zstd is good at. Nothing is bit-packed.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdstore.errors import CorruptShardError, SignalError
+from kdstore.errors import CorruptShardError
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +22,11 @@ class Plane:
     data: NDArray[np.uint8]
     offsets: NDArray[np.int64]
 
+    def __post_init__(self) -> None:
+        data = np.ascontiguousarray(self.data).view()
+        data.flags.writeable = False  # so that kernels are compiled for one kind of array
+        object.__setattr__(self, "data", data)
+
     def cell(self, row: int) -> bytes:
         """The bytes of one sample."""
         return self.data[self.offsets[row] : self.offsets[row + 1]].tobytes()
@@ -31,44 +35,26 @@ class Plane:
 Planes = Mapping[str, Plane]
 
 
-def byte_width(max_value: int) -> int:
-    """Bytes that hold every integer from 0 to ``max_value``."""
-    return max(1, (int(max_value).bit_length() + 7) // 8)
+def byte_names(name: str, width: int) -> tuple[str, ...]:
+    """Names of the planes of a number of fixed width, low byte first: ``lse/0``, ``lse/1``, …"""
+    return tuple(f"{name}/{index}" for index in range(width))
 
 
-def plane_names(name: str, width: int) -> tuple[str, ...]:
-    """Names of an integer's planes, low byte first: ``gap0``, ``gap1``, …"""
-    return tuple(f"{name}{index}" for index in range(width))
+def encode_bytes(name: str, values: NDArray[Any], splits: NDArray[np.int64]) -> dict[str, Plane]:
+    """One plane for each byte of numbers in a little-endian dtype, bit for bit."""
+    width = values.dtype.itemsize
+    bytes_NW = np.ascontiguousarray(values).view(np.uint8).reshape(-1, width)
+    names = byte_names(name, width)
+    return {plane: Plane(bytes_NW[:, index], splits) for index, plane in enumerate(names)}
 
 
-def split_integers(
-    name: str, values: NDArray[Any], *, width: int, splits: NDArray[np.int64]
-) -> dict[str, Plane]:
-    """Planes of non-negative integers; sample b owns values ``splits[b]:splits[b + 1]``.
-
-    Raises SignalError if a value does not fit: a bit is never masked away.
-    """
-    if len(values) and (int(values.min()) < 0 or int(values.max()) >= 1 << (8 * width)):
-        raise SignalError(
-            f"a value of {name!r} does not fit its planes",
-            expected=f"0 to {(1 << (8 * width)) - 1}",
-            got=f"{int(values.min())} to {int(values.max())}",
-        )
-    return {
-        plane: Plane(((values >> (8 * index)) & 0xFF).astype(np.uint8), splits)
-        for index, plane in enumerate(plane_names(name, width))
-    }
-
-
-def join_integers(planes: Planes, name: str, *, width: int) -> NDArray[np.int64]:
-    """int64 values of all samples; CorruptShardError if the planes differ in length."""
-    names = plane_names(name, width)
-    values = np.zeros(len(planes[names[0]].data), dtype=np.int64)
-    for index, plane in enumerate(names):
-        data = planes[plane].data
-        expect_length(plane, data, len(values))
-        values |= data.astype(np.int64) << (8 * index)
-    return values
+def decode_bytes(planes: Planes, name: str, *, dtype: str, length: int) -> NDArray[Any]:
+    """The numbers again; CorruptShardError unless each plane has ``length`` bytes."""
+    names = byte_names(name, np.dtype(dtype).itemsize)
+    for plane in names:
+        expect_length(plane, planes[plane].data, length)
+    bytes_NW = np.stack([planes[plane].data for plane in names], axis=1)
+    return bytes_NW.reshape(-1).view(dtype)
 
 
 def expect_length(name: str, data: Sequence[Any] | NDArray[Any], expected: int) -> None:
@@ -77,16 +63,3 @@ def expect_length(name: str, data: Sequence[Any] | NDArray[Any], expected: int) 
         raise CorruptShardError(
             f"plane {name!r} has the wrong length", expected=expected, got=len(data)
         )
-
-
-def float_planes(
-    name: str, values: NDArray[np.float32], splits: NDArray[np.int64]
-) -> dict[str, Plane]:
-    """Four planes of float32 values, bit for bit."""
-    bits = values.astype("<f4").view("<u4").astype(np.int64)
-    return split_integers(name, bits, width=4, splits=splits)
-
-
-def float_values(planes: Planes, name: str) -> NDArray[np.float32]:
-    """float32 values of four planes, bit for bit."""
-    return join_integers(planes, name, width=4).astype(np.uint32).view(np.float32)

@@ -1,148 +1,182 @@
 """Codec of pps: an unbiased rounding that keeps the sum at one.
 
-A position is written as its largest head entry, the other head entries and the tail, each group
-ascending by rank. Stored are the tail weight and the other heads, rounded stochastically in
-probability; the largest decodes as one minus all of that, so nothing can miss the sum and every
-expectation is exact. Where rounding everything up could leave nothing to the largest, or where a
-head lies below the lowest level, the position is stored exactly instead (decided before drawing).
+A position is written as its largest head entry, the other head entries and the tail, each a run of
+ids of its own. The largest has no value: it decodes as one minus all the others, so nothing can
+miss the sum. The other heads lie on a grid of half the selection's tau, the tail's mass on one of a
+third of it, both rounded up or down at random so that every expectation is exact; a head that is
+rounded to zero, or a lone tail token, is left out. Errors of a step cost less than 5 % of the
+variance that the sampling has anyway.
+
+The heads of a position share one uniform (systematic rounding), so the largest is off by less than
+one step of each grid. Where even that could leave it nothing, or where the tail's mass does not lie
+where pps puts it, the position's values are stored exactly (decided before drawing).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdstore.codecs.base import SignalCodec
-from kdstore.codecs.gaps import NAME as GAP
-from kdstore.codecs.gaps import ascending, decode_ids, encode_ids, sort_runs
-from kdstore.codecs.grid import probability_grid
+from kdstore.codecs.base import Positions, SignalCodec
+from kdstore.codecs.ids import decode_runs, gaps_of, ranks_of
 from kdstore.codecs.options import option
-from kdstore.codecs.planes import (
-    Plane,
-    Planes,
-    byte_width,
-    expect_length,
-    float_planes,
-    float_values,
-    join_integers,
-    plane_names,
-    split_integers,
+from kdstore.codecs.planes import Plane, Planes, expect_length
+from kdstore.codecs.pps_kernels import (
+    DROPPED,
+    MANY,
+    UNITS,
+    assemble,
+    count_entries,
+    round_positions,
 )
+from kdstore.codecs.shorts import decode_shorts, encode_shorts, short_names
 from kdstore.errors import CorruptShardError, SignalError
 from kdstore.hashing import Purpose, RowKeys
-from kdstore.signal import SparseSignal, segment_sum
+from kdstore.signal import SparseSignal
 
-_GRID = probability_grid()
-EXACT = 255
-_LARGEST, _OTHER, _TAIL = 0, 1, 2
+MIN_TAU = 1e-4  # 10,000 entries a position
+_TOP, _HEAD, _TAIL = 0, 1, 2
+_REFUSED = {
+    1: ("tail entries of a position have different weights", "one weight"),
+    2: ("the entries of a position leave nothing to the largest", "entries that sum to one"),
+}
+_WRONG = {
+    1: ("a code lies outside its grid", "codes of positive weights"),
+    2: ("decoded entries sum to more than one", "something left for the largest"),
+    3: ("an exact value is no log-probability", "finite values at most 0"),
+    4: ("a position has the same token id twice", "distinct ids"),
+}
 
 
-@dataclass(frozen=True, eq=False)
-class _Rounded:
-    """What a position's values become: codes, and which positions are exact."""
+class _Counts(NamedTuple):
+    """Heads and tails of each position, and which of them are stored exactly."""
 
+    heads_S: NDArray[np.int64]
+    tails_S: NDArray[np.int64]
     exact_S: NDArray[np.bool_]
-    weight_code_S: NDArray[np.int64]
-    other_code_N: NDArray[np.int64]
 
 
 class PPSCodec(SignalCodec):
-    """Planes ``heads*``, ``tails*``, ``weight``, ``value``, ``exact*`` and ``gap*``.
+    """Planes ``counts``, ``more``, ``weight``, ``exact``; shorts ``top head tail value``.
 
-    ``weight`` is the tail weight's code (255: the position is exact), ``value`` one code per head
-    but the largest, ``exact*`` the float32 log tail weight and log head values of exact positions.
+    ``counts`` holds heads * 16 + tails, ``more`` what does not fit there; ``weight`` is the grid
+    code of the tail's mass, ``value`` that of each head but the largest.
     """
 
     name = "pps/1"
 
     @property
-    def _count_width(self) -> int:
-        return byte_width(int(np.ceil(2 / option(self.selection, "tau"))) + 64)
+    def tau(self) -> float:
+        """The selection's tau: the largest weight of a tail entry."""
+        return option(self.selection, "tau", low=MIN_TAU, high=1)
 
     @property
     def entry_planes(self) -> tuple[str, ...]:
-        """Names of the planes; their number follows from tau and the vocabulary's width."""
+        """Names of the planes."""
         return (
-            *plane_names("heads", self._count_width),
-            *plane_names("tails", self._count_width),
-            "weight",
-            "value",
-            *plane_names("exact", 4),
-            *plane_names(GAP, byte_width(self.order.vocab_size - 1)),
+            *("counts", "more"),
+            *short_names("top", "head", "tail", "value"),
+            *("weight", "exact"),
         )
 
-    def encode_entries(
-        self, signal: SparseSignal, keys: RowKeys, splits: NDArray[np.int64]
-    ) -> dict[str, Plane]:
-        """Stochastically rounded values; a weight rounded to zero drops the position's tail."""
+    def encode_entries(self, signal: SparseSignal, positions: Positions) -> dict[str, Plane]:
+        """Rounded values; what is rounded to zero is not stored."""
         tail_N = _checked_tail(signal)
-        group_N = np.where(tail_N, _TAIL, _OTHER)
-        group_N[_largest_heads(signal, tail_N)] = _LARGEST
-        log_weight_S = _log_weights(signal, tail_N)
-        rounded = _round(signal, group_N, log_weight_S, keys)
-        heads_S = segment_sum((~tail_N).astype(np.int64), signal.indptr)
-        dropped_S = (rounded.weight_code_S == 0) & (heads_S > 0) & ~rounded.exact_S
-        stored_N = ~(tail_N & dropped_S[signal.rows_N])
-        tails_S = segment_sum((tail_N & stored_N).astype(np.int64), signal.indptr)
-        return self._planes(
-            signal, group_N, stored_N, rounded, log_weight_S, heads_S, tails_S, splits
+        code_N, weight_S, exact_S, top_S = self._rounded(signal, tail_N, positions.keys)
+        kept = np.flatnonzero(code_N != DROPPED)
+        group_N = np.where(tail_N, _TAIL, _HEAD)
+        group_N[top_S[top_S >= 0]] = _TOP
+        rows, group = signal.rows_N[kept], group_N[kept]
+        ranks = ranks_of(signal.ids_N[kept], positions.previous_S[rows], self.order)
+        runs = rows * 3 + group
+        order = np.lexsort((ranks, runs))
+        kept, rows, group = kept[order], rows[order], group[order]
+        gaps = gaps_of(ranks[order], runs[order])
+        counts = _Counts(
+            np.bincount(rows[group != _TAIL], minlength=len(signal)),
+            np.bincount(rows[group == _TAIL], minlength=len(signal)),
+            exact_S,
         )
+        planes = _count_planes(counts, positions.splits)
+        for name, which in (("top", _TOP), ("head", _HEAD), ("tail", _TAIL)):
+            of = group == which
+            planes |= encode_shorts(name, gaps[of], _splits(rows[of], positions.splits))
+        coded = (group == _HEAD) & ~exact_S[rows]
+        planes |= encode_shorts(
+            "value", code_N[kept[coded]], _splits(rows[coded], positions.splits)
+        )
+        weighted = np.flatnonzero((counts.heads_S > 0) & (counts.tails_S > 0) & ~exact_S)
+        planes["weight"] = Plane(weight_S[weighted], _splits(weighted, positions.splits))
+        stored = exact_S[rows] & (group != _TOP)
+        stored &= (group == _HEAD) | (np.diff(rows * 3 + group, prepend=-1) != 0)
+        values = signal.logprobs_N[kept[stored]].astype("<f4").view(np.uint8)
+        planes["exact"] = Plane(values, 4 * _splits(rows[stored], positions.splits))
+        return planes
 
-    def _planes(
-        self,
-        signal: SparseSignal,
-        group_N: NDArray[np.int64],
-        stored_N: NDArray[np.bool_],
-        rounded: _Rounded,
-        log_weight_S: NDArray[np.float64],
-        heads_S: NDArray[np.int64],
-        tails_S: NDArray[np.int64],
-        splits: NDArray[np.int64],
-    ) -> dict[str, Plane]:
-        kept = np.flatnonzero(stored_N)
-        runs = signal.rows_N[kept] * 3 + group_N[kept]
-        order = sort_runs(signal.ids_N[kept], runs, self.order)
-        kept, runs = kept[order], runs[order]
-        starts = np.flatnonzero(np.diff(runs, prepend=-1))
-        rows, other = signal.rows_N[kept], group_N[kept] == _OTHER
-        exact_N = rounded.exact_S[rows]
-        coded = other & ~exact_N
-        weight = np.where(rounded.exact_S, EXACT, rounded.weight_code_S)
-        width = self._count_width
-        return {
-            **split_integers("heads", heads_S, width=width, splits=splits),
-            **split_integers("tails", tails_S, width=width, splits=splits),
-            "weight": Plane(weight.astype(np.uint8), splits),
-            "value": Plane(
-                rounded.other_code_N[kept][coded].astype(np.uint8), _splits(rows[coded], splits)
-            ),
-            **_exact_planes(signal, kept[other & exact_N], rounded.exact_S, log_weight_S, splits),
-            **encode_ids(
-                signal.ids_N[kept], starts, order=self.order, splits=_splits(rows, splits)
-            ),
-        }
+    def _rounded(
+        self, signal: SparseSignal, tail_N: NDArray[np.bool_], keys: RowKeys
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.bool_], NDArray[np.int64]]:
+        """Codes of the entries, codes of the weights, exact positions, largest heads (or -1)."""
+        code_N = np.zeros(signal.num_entries, dtype=np.int64)
+        weight_S = np.zeros(len(signal), dtype=np.uint8)
+        exact_S = np.zeros(len(signal), dtype=np.bool_)
+        top_S = np.full(len(signal), -1, dtype=np.int64)
+        status, row = round_positions(
+            signal.indptr,
+            signal.logprobs_N,
+            tail_N,
+            keys.uniform(Purpose.VALUE_ROUNDING)[:, 0],
+            keys.uniform(Purpose.WEIGHT_ROUNDING)[:, 0],
+            self.tau,
+            code_N,
+            weight_S,
+            exact_S,
+            top_S,
+        )
+        if status:
+            what, expected = _REFUSED[status]
+            raise SignalError(what, where=f"position {row} of the signal", expected=expected)
+        return code_N, weight_S, exact_S, top_S
 
-    def decode_entries(self, planes: Planes, num_scored: int) -> SparseSignal:
+    def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
         """Entries that sum to one; ``tail_N`` marks the sampled ones."""
-        heads = join_integers(planes, "heads", width=self._count_width)
-        tails = join_integers(planes, "tails", width=self._count_width)
-        weight_code = planes["weight"].data
-        for name, data in (("heads", heads), ("tails", tails), ("weight", weight_code)):
-            expect_length(name, data, num_scored)
-        if ((heads + tails) == 0).any():
-            raise CorruptShardError("a position has no entry", expected="at least one")
-        largest = (heads > 0).astype(np.int64)
-        run_lengths = np.stack([largest, heads - largest, tails], axis=1)
-        ids = decode_ids(planes, run_lengths.reshape(-1), order=self.order)
-        indptr = np.concatenate([[0], np.cumsum(heads + tails)])
-        group = np.repeat(np.tile([_LARGEST, _OTHER, _TAIL], num_scored), run_lengths.reshape(-1))
-        logprobs = _decode_values(planes, group, indptr, heads, tails)
-        sort = ascending(ids, indptr, self.order.vocab_size)
-        return SparseSignal.from_arrays(
-            self.selection, indptr, ids[sort], logprobs[sort], tail_N=(group == _TAIL)[sort]
+        S = len(previous_S)
+        counts = _read_counts(planes, S)
+        headed = counts.heads_S > 0
+        heads = counts.heads_S - headed
+        ids = tuple(
+            decode_runs(planes, name, lengths_R=lengths, previous_R=previous_S, order=self.order)
+            for name, lengths in (
+                ("top", headed.astype(np.int64)),
+                ("head", heads),
+                ("tail", counts.tails_S),
+            )
         )
+        codes = decode_shorts(planes, "value", length=int(heads[~counts.exact_S].sum()))
+        weighted = headed & (counts.tails_S > 0)
+        weights = planes["weight"].data
+        expect_length("weight", weights, int((weighted & ~counts.exact_S).sum()))
+        exact = planes["exact"].data
+        expect_length("exact", exact, 4 * int((heads + weighted)[counts.exact_S].sum()))
+        indptr = np.concatenate([[0], np.cumsum(counts.heads_S + counts.tails_S)])
+        out_ids = np.empty(indptr[-1], dtype=np.int32)
+        logprobs = np.empty(indptr[-1], dtype=np.float32)
+        tail = np.empty(indptr[-1], dtype=np.bool_)
+        values = (codes, weights, np.ascontiguousarray(exact).view("<f4").astype(np.float32))
+        tables = self._tables(int(counts.tails_S.max(initial=0)))
+        status, row = assemble(indptr, counts, ids, values, tables, out_ids, logprobs, tail)
+        if status:
+            what, expected = _WRONG[status]
+            raise CorruptShardError(what, where=f"position {row}", expected=expected)
+        return SparseSignal.from_arrays(self.selection, indptr, out_ids, logprobs, tail_N=tail)
+
+    def _tables(self, most_tails: int) -> tuple[NDArray[np.float64], ...]:
+        """Logs of k units of mass, of one minus k units while that is positive, and of counts."""
+        mass = np.arange(int(np.ceil(UNITS / self.tau))) * (self.tau / UNITS)
+        with np.errstate(divide="ignore"):
+            return np.log(mass), np.log1p(-mass), np.log(np.arange(most_tails + 1))
 
 
 def _checked_tail(signal: SparseSignal) -> NDArray[np.bool_]:
@@ -153,145 +187,41 @@ def _checked_tail(signal: SparseSignal) -> NDArray[np.bool_]:
     return signal.tail_N
 
 
-def _largest_heads(signal: SparseSignal, tail_N: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Index of the largest head entry of each position that has one, the first of equals."""
-    heads = np.flatnonzero(~tail_N)
-    rows = signal.rows_N[heads]
-    order = np.lexsort((heads, -signal.logprobs_N[heads], rows))
-    first = np.flatnonzero(np.diff(rows[order], prepend=-1))
-    return np.asarray(heads[order][first])
-
-
-def _log_weights(signal: SparseSignal, tail_N: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Log tail weight of each position, -inf without a tail."""
-    weights = np.full(len(signal), -np.inf)
-    rows, values = signal.rows_N[tail_N], signal.logprobs_N[tail_N]
-    weights[rows] = values
-    if (weights[rows] != values).any():
+def _count_planes(counts: _Counts, splits: NDArray[np.int64]) -> dict[str, Plane]:
+    """A byte each; 0 for an exact position. ``more`` holds uint16 of what a nibble cannot."""
+    nibbles = np.minimum(counts.heads_S, MANY) * 16 + np.minimum(counts.tails_S, MANY)
+    codes = np.where(counts.exact_S, 0, nibbles).astype(np.uint8)
+    start = np.where(counts.exact_S, 0, MANY)
+    both = np.stack([counts.heads_S, counts.tails_S], axis=1)
+    stored = counts.exact_S[:, None] | (both >= MANY)
+    beyond = (both - start[:, None])[stored]
+    if len(beyond) and int(beyond.max()) >= 1 << 16:
         raise SignalError(
-            "tail entries of a position have different weights", expected="one weight"
+            "a position has too many entries",
+            expected="at most 65,550 heads or tails",
+            got=both.max(),
         )
-    return weights
+    ends = np.concatenate([[0], np.cumsum(2 * stored.sum(axis=1))])
+    more = beyond.astype("<u2").view(np.uint8)
+    return {"counts": Plane(codes, splits), "more": Plane(more, ends[splits])}
 
 
-def _round(
-    signal: SparseSignal,
-    group_N: NDArray[np.int64],
-    log_weight_S: NDArray[np.float64],
-    keys: RowKeys,
-) -> _Rounded:
-    rows, weight = signal.rows_N, np.exp(log_weight_S)
-    other = np.flatnonzero(group_N == _OTHER)
-    value = np.exp(signal.logprobs_N[other].astype(np.float64))
-    exact_S = _exact_positions(signal, rows[other], value, weight)
-    codes = np.zeros(signal.num_entries, dtype=np.int64)
-    draws = keys.uniform_at(
-        Purpose.VALUE_ROUNDING, rows[other], signal.ids_N[other].astype(np.int64)
+def _read_counts(planes: Planes, num_scored: int) -> _Counts:
+    codes, more = planes["counts"].data, planes["more"].data
+    expect_length("counts", codes, num_scored)
+    counts = _Counts(
+        np.empty(num_scored, dtype=np.int64),
+        np.empty(num_scored, dtype=np.int64),
+        np.empty(num_scored, dtype=np.bool_),
     )
-    codes[other] = _GRID.stochastic(value, draws)
-    weight_codes = _GRID.stochastic(weight, keys.uniform(Purpose.WEIGHT_ROUNDING)[:, 0])
-    return _Rounded(exact_S, weight_codes, codes)
-
-
-def _exact_positions(
-    signal: SparseSignal,
-    other_rows: NDArray[np.int64],
-    other_values: NDArray[np.float64],
-    weight_S: NDArray[np.float64],
-) -> NDArray[np.bool_]:
-    """Positions where the largest head could vanish, or another head could."""
-    highest = signal.tail_counts_S * _GRID.levels[_GRID.below(weight_S) + 1]
-    np.add.at(highest, other_rows, _GRID.levels[_GRID.below(other_values) + 1])
-    has_head = signal.entries_S > signal.tail_counts_S
-    exact = (highest > 1 - 1e-9) & has_head
-    exact[other_rows[other_values < _GRID.levels[1]]] = True
-    return np.asarray(exact)
-
-
-def _exact_planes(
-    signal: SparseSignal,
-    others: NDArray[np.int64],
-    exact_S: NDArray[np.bool_],
-    log_weight_S: NDArray[np.float64],
-    splits: NDArray[np.int64],
-) -> dict[str, Plane]:
-    """Of each exact position: its log tail weight, then the log values of its other heads."""
-    positions = np.flatnonzero(exact_S)
-    rows = np.concatenate([positions, signal.rows_N[others]])
-    values = np.concatenate([log_weight_S[positions], signal.logprobs_N[others]])
-    order = np.argsort(rows, kind="stable")
-    return float_planes("exact", values[order].astype(np.float32), _splits(rows[order], splits))
+    if count_entries(codes, more, *counts) != len(more):
+        raise CorruptShardError(
+            "planes 'counts' and 'more' disagree",
+            expected="at least one entry a position, and counts that say what 'more' holds",
+        )
+    return counts
 
 
 def _splits(rows: NDArray[np.int64], splits: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where samples begin among ascending position rows."""
     return np.searchsorted(rows, splits).astype(np.int64)
-
-
-def _decode_values(
-    planes: Planes,
-    group_N: NDArray[np.int64],
-    indptr: NDArray[np.int64],
-    heads_S: NDArray[np.int64],
-    tails_S: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    rows = np.repeat(np.arange(len(heads_S)), np.diff(indptr))
-    weight_code = planes["weight"].data.astype(np.int64)
-    exact_S = weight_code == EXACT
-    log_weight, log_exact = _split_exact(float_values(planes, "exact"), exact_S, heads_S)
-    with np.errstate(divide="ignore"):
-        log_table = np.log(_GRID.levels)
-    codes = planes["value"].data.astype(np.int64)
-    _check_codes(codes, weight_code[~exact_S], log_table)
-    log_weight[~exact_S] = log_table[weight_code[~exact_S]]
-    headless = heads_S == 0
-    log_weight[headless] = -np.log(tails_S[headless])
-    logprobs = log_weight[rows]
-    coded = (group_N == _OTHER) & ~exact_S[rows]
-    expect_length("value", codes, int(coded.sum()))
-    logprobs[coded] = log_table[codes]
-    logprobs[(group_N == _OTHER) & exact_S[rows]] = log_exact
-    return _with_largest(logprobs, group_N, rows, indptr)
-
-
-def _with_largest(
-    logprobs: NDArray[np.float64],
-    group_N: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    indptr: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    """The largest of each position filled in as what the others leave."""
-    if not np.isfinite(logprobs[group_N != _LARGEST]).all():
-        raise CorruptShardError("a decoded entry has no mass", expected="positive weights")
-    largest = group_N == _LARGEST
-    others = np.where(largest, 0.0, np.exp(logprobs))
-    left = 1.0 - segment_sum(others, indptr)[rows[largest]]
-    if (left <= 0).any():
-        raise CorruptShardError("decoded entries sum to more than one", got=float(1 - left.min()))
-    logprobs[largest] = np.log(left)
-    return logprobs
-
-
-def _split_exact(
-    values: NDArray[np.float32], exact_S: NDArray[np.bool_], heads_S: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Log tail weights [S] and log head values of the exact positions."""
-    lengths = np.maximum(heads_S[exact_S], 1)
-    expect_length("exact", values, int(lengths.sum()))
-    first = np.zeros(len(values), dtype=bool)
-    first[np.cumsum(lengths) - lengths] = True
-    log_weight = np.full(len(exact_S), -np.inf)
-    log_weight[exact_S] = values[first]
-    return log_weight, values[~first].astype(np.float64)
-
-
-def _check_codes(
-    codes: NDArray[np.int64], weight_codes: NDArray[np.int64], table: NDArray[np.float64]
-) -> None:
-    for name, array in (("value", codes), ("weight", weight_codes)):
-        if len(array) and int(array.max()) >= len(table):
-            raise CorruptShardError(
-                f"unknown code in plane {name!r}",
-                expected=f"below {len(table)}",
-                got=int(array.max()),
-            )

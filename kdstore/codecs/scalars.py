@@ -1,8 +1,8 @@
-"""Scalars of a position as byte planes.
+"""Scalars of a position as planes.
 
 ``label_logprob`` and ``entropy`` lie on a grid of 1/64 nat and ``label_rank`` on the rank grid, all
-rounded stochastically: never off by a whole step or more, and right on average. Every other scalar
-is a float32, bit for bit.
+rounded stochastically: never off by a whole step or more, and right on average. They are stored as
+shorts. Every other scalar is a float32, bit for bit, in four planes of one byte each.
 """
 
 from __future__ import annotations
@@ -12,21 +12,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kdstore.codecs.grid import Grid, nat_grid, rank_grid
-from kdstore.codecs.planes import (
-    Plane,
-    Planes,
-    expect_length,
-    float_planes,
-    float_values,
-    join_integers,
-    plane_names,
-    split_integers,
-)
+from kdstore.codecs.grid import nat_grid, rank_grid
+from kdstore.codecs.planes import Plane, Planes, byte_names, decode_bytes, encode_bytes
+from kdstore.codecs.shorts import MISSING, decode_shorts, encode_shorts, short_names
 from kdstore.errors import CorruptShardError, SignalError
 from kdstore.hashing import Purpose, RowKeys, sample_hash
 
-INFINITE = 65535
 _GRIDS = {
     "label_logprob": (nat_grid(), -1.0),
     "entropy": (nat_grid(), 1.0),
@@ -36,7 +27,11 @@ _GRIDS = {
 
 def scalar_planes(names: Sequence[str]) -> tuple[str, ...]:
     """Names of the planes that hold these scalars."""
-    return tuple(plane for name in names for plane in plane_names(name, 2 if name in _GRIDS else 4))
+    return tuple(
+        plane
+        for name in names
+        for plane in (short_names(name) if name in _GRIDS else byte_names(name, 4))
+    )
 
 
 def encode_scalars(
@@ -49,9 +44,9 @@ def encode_scalars(
             raise SignalError(f"scalar {name!r} is not a number", got="NaN")
         if name in _GRIDS:
             codes = _grid_codes(name, values.astype(np.float64), keys)
-            planes |= split_integers(name, codes, width=2, splits=splits)
+            planes |= encode_shorts(name, codes, splits)
         else:
-            planes |= float_planes(name, values, splits)
+            planes |= encode_bytes(name, values.astype("<f4"), splits)
     return planes
 
 
@@ -62,10 +57,17 @@ def decode_scalars(
     values: dict[str, NDArray[np.float32]] = {}
     for name in names:
         if name in _GRIDS:
-            values[name] = _grid_values(name, join_integers(planes, name, width=2))
+            codes = decode_shorts(planes, name, length=num_scored, none=True)
+            values[name] = _grid_values(name, codes)
         else:
-            values[name] = float_values(planes, name)
-        expect_length(name, values[name], num_scored)
+            values[name] = _float_values(planes, name, num_scored)
+    return values
+
+
+def _float_values(planes: Planes, name: str, num_scored: int) -> NDArray[np.float32]:
+    values = decode_bytes(planes, name, dtype="<f4", length=num_scored).astype(np.float32)
+    if np.isnan(values).any():
+        raise CorruptShardError(f"scalar {name!r} is not a number", got="NaN")
     return values
 
 
@@ -76,21 +78,18 @@ def _grid_codes(name: str, values: NDArray[np.float64], keys: RowKeys) -> NDArra
     clipped = np.minimum(np.where(finite, magnitude, 0.0), grid.levels[-1])
     index = np.full(len(values), sample_hash(name) >> 1, dtype=np.int64)
     uniforms = keys.uniform_at(Purpose.SCALAR_ROUNDING, np.arange(len(values)), index)
-    return np.where(finite, grid.stochastic(clipped, uniforms), INFINITE)
+    return np.where(finite, grid.stochastic(clipped, uniforms), MISSING)
 
 
-def _grid_values(name: str, codes: NDArray[np.int64]) -> NDArray[np.float32]:
+def _grid_values(name: str, codes: NDArray[np.uint32]) -> NDArray[np.float32]:
     grid, sign = _GRIDS[name]
-    finite = codes != INFINITE
-    _check_codes(name, codes[finite], grid)
-    values = np.where(finite, grid.decode(np.where(finite, codes, 0)), np.inf)
-    return np.asarray((sign * values + 0.0).astype(np.float32))
-
-
-def _check_codes(name: str, codes: NDArray[np.int64], grid: Grid) -> None:
-    if len(codes) and int(codes.max()) >= len(grid.levels):
+    table = np.append(sign * grid.levels + 0.0, sign * np.inf).astype(np.float32)
+    known = len(grid.levels)
+    unknown = (codes >= known) & (codes != MISSING)
+    if unknown.any():
         raise CorruptShardError(
             f"unknown code of scalar {name!r}",
-            expected=f"codes below {len(grid.levels)}",
-            got=int(codes.max()),
+            expected=f"codes below {known}",
+            got=int(codes[unknown][0]),
         )
+    return np.asarray(table[np.minimum(codes, known)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ class RowDecoder:
         runs = decode_runs(
             planes[RUNS].data.tobytes(), num_tokens=num_tokens, num_scored=num_scored
         )
-        return Sample(
+        sample = Sample(
             sample_id=cells["sample_id"],
             input_ids_T=ids,
             spans=tuple(Span(**span) for span in cells["spans"]),
@@ -60,8 +60,8 @@ class RowDecoder:
             text=cells.get("text"),
             messages=_json(cells.get("messages")),
             metadata=_json(cells.get("metadata")),
-            signal=self.codec.decode(planes, num_scored),
         )
+        return replace(sample, signal=self.codec.decode(planes, sample.previous_S))
 
 
 class ShardReader:

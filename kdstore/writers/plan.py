@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from kdstore.codecs.counting import OrderBuilder
 from kdstore.codecs.order import IdOrder
 from kdstore.commit import read_parquet
 from kdstore.errors import HeaderError, InputError
@@ -123,7 +123,7 @@ def make_plan(
     outside the teacher's logits.
     """
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
-    counts_V: NDArray[np.int64] = np.zeros(vocab_size, dtype=np.int64)
+    order = OrderBuilder(vocab_size)
     seen: dict[str, int] = {}
     unit, tokens_in_unit = 0, 0
     for source_row, samples in rows:
@@ -132,7 +132,7 @@ def make_plan(
         for sample in samples:
             _check_new(sample, source_row, seen, where)
             _check_ids(sample, vocab_size, f"{where}, row {source_row}")
-            np.add.at(counts_V, sample.input_ids_T, 1)
+            order.add(sample.input_ids_T)
             values = (unit, source_row, sample.sample_id, sample.num_tokens, sample.num_scored)
             for name, value in zip(_SCHEMA.names, values, strict=True):
                 columns[name].append(value)
@@ -140,7 +140,7 @@ def make_plan(
         on_row(1)
     if not seen:
         raise InputError("no samples to dump", where=where, expected="at least one row", got=0)
-    return Plan(pa.table(columns, schema=_SCHEMA)), IdOrder.from_counts(counts_V)
+    return Plan(pa.table(columns, schema=_SCHEMA)), order.build()
 
 
 def _check_new(sample: Sample, row: int, seen: dict[str, int], where: str) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from kdstore.codecs.base import SignalCodec
+from kdstore.codecs.base import Positions, SignalCodec
 from kdstore.codecs.planes import Plane
 from kdstore.codecs.rows import (
     PLAIN_COLUMNS,
@@ -37,6 +37,7 @@ from kdstore.signal import SparseSignal
 ROW_GROUP_BYTES = 8 << 20
 MAX_CELL_BYTES = 256 << 20
 FOOTER_TAIL_BYTES = 8
+IDS_LEVEL = 9
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class ShardWriter:
             target,
             self.schema,
             compression="zstd",
-            compression_level=3,
+            compression_level=self._levels(),
             use_dictionary=False,
             write_statistics=["sample_id", "num_tokens", "num_scored"],
             write_page_index=True,
@@ -82,6 +83,12 @@ class ShardWriter:
             for group in row_groups(samples):
                 writer.write_batch(self._batch(group), row_group_size=len(group))
         return _record(target, samples, path)
+
+    def _levels(self) -> dict[str, int]:
+        """zstd levels by column; those that are not named have Arrow's default, 1."""
+        planes = self.codec.planes
+        levels = {signal_column(self.signal, p): self.codec.compression_level(p) for p in planes}
+        return levels | {"input_ids.list.element": IDS_LEVEL}
 
     def _batch(self, samples: Sequence[Sample]) -> pa.RecordBatch:
         planes = {RUNS: encode_runs(samples), **self._encode(samples)}
@@ -107,7 +114,9 @@ class ShardWriter:
             [(sample.sample_id, sample.positions_S) for sample in samples],
             seed=int(self.header.identity["seed"]),
         )
-        return self.codec.encode(_concat(signals, self.codec), keys, splits)
+        previous = [sample.previous_S for sample in samples]
+        positions = Positions(keys, splits, np.concatenate(previous))
+        return self.codec.encode(_concat(signals, self.codec), positions)
 
 
 def row_groups(samples: Sequence[Sample]) -> Iterator[list[Sample]]:

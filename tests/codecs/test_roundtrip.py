@@ -8,32 +8,44 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdstore.codecs import IdOrder, codec_for
+from kdstore.codecs import IdOrder, Positions, codec_for
 from kdstore.codecs.base import SignalCodec
-from kdstore.codecs.grid import PROBABILITY_STEPS, cube_root_grid, probability_grid
-from kdstore.codecs.pps import EXACT
-from kdstore.codecs.ranked import FLOOR
+from kdstore.codecs.order import Successors
+from kdstore.codecs.ranked import FLOOR, VALUE_STEPS
 from kdstore.errors import CorruptShardError, SignalError
 from kdstore.hashing import RowKeys
 from kdstore.signal import SparseSignal
-from tests.select.dense import SPECS, hard_rows, keys_for, logits_of, select_rows
+from tests.select.dense import SPECS, hard_rows, keys_for, select_rows
 
 VOCABS = (257, 32_000, 131_073, 151_936, 262_144)
 SCALARS = ("label_logprob", "label_rank", "entropy", "lse")
 
 
 def order_of(vocab_size: int) -> IdOrder:
-    return IdOrder.from_counts(np.random.default_rng(0).integers(0, 40, vocab_size))
+    """Any order, with successors after the tokens 0 to 9."""
+    random = np.random.default_rng(0)
+    following = [random.permutation(vocab_size)[: vocab_size // 8] for _ in range(10)]
+    lengths = [len(ids) for ids in following] + [0] * (vocab_size - 10)
+    successors = Successors(
+        np.concatenate([[0], np.cumsum(lengths)]), np.concatenate(following).astype(np.int32)
+    )
+    return IdOrder.from_counts(random.integers(0, 40, vocab_size), successors)
 
 
-def round_trip(
-    signal: SparseSignal, codec: SignalCodec, keys: RowKeys | None = None
-) -> SparseSignal:
-    splits = np.array([0, len(signal) // 2, len(signal)])
-    planes = codec.encode(signal, keys or keys_for(len(signal)), splits)
+def positions_of(
+    num: int, *, splits: list[int] | None = None, keys: RowKeys | None = None
+) -> Positions:
+    """Positions after the tokens 0 to 11 in turn, two of which nothing was seen to follow."""
+    previous = (np.arange(num) % 12).astype(np.int32)
+    return Positions(keys or keys_for(num), np.array(splits or [0, num]), previous)
+
+
+def round_trip(signal: SparseSignal, codec: SignalCodec) -> SparseSignal:
+    positions = positions_of(len(signal), splits=[0, len(signal) // 2, len(signal)])
+    planes = codec.encode(signal, positions)
     assert set(planes) == set(codec.planes)
     assert all(plane.offsets[-1] == len(plane.data) for plane in planes.values())
-    return codec.decode(planes, len(signal))
+    return codec.decode(planes, positions.previous_S)
 
 
 def check_against(signal: SparseSignal, decoded: SparseSignal, name: str) -> None:
@@ -46,14 +58,16 @@ def check_against(signal: SparseSignal, decoded: SparseSignal, name: str) -> Non
 
 
 def ids_that_must_survive(signal: SparseSignal, decoded: SparseSignal) -> np.ndarray:
-    """All but the tail of positions whose tail weight was rounded to nothing."""
+    """All but lone tail tokens, and heads below half of tau, that were rounded to nothing."""
     if signal.tail_N is None:
         return np.ones(signal.num_entries, dtype=bool)
-    dropped = (decoded.tail_counts_S == 0) & (signal.tail_counts_S > 0)
-    weight = np.full(len(signal), np.inf)
-    weight[signal.rows_N[signal.tail_N]] = np.exp(signal.logprobs_N[signal.tail_N])
-    assert (weight[dropped] < probability_grid().levels[1]).all()
-    return ~(signal.tail_N & dropped[signal.rows_N])
+    tau = float(signal.selection.partition("=")[2])
+    width = 1 << 18
+    found = np.isin(signal.rows_N * width + signal.ids_N, decoded.rows_N * width + decoded.ids_N)
+    lone = signal.tail_N & (signal.tail_counts_S == 1)[signal.rows_N]
+    light = np.exp(signal.logprobs_N) < np.where(lone, tau / 3, tau / 2) + 1e-6
+    assert (found | ((lone | ~signal.tail_N) & light)).all()
+    return found
 
 
 @pytest.mark.parametrize("vocab_size", VOCABS)
@@ -81,10 +95,9 @@ def test_ranked_values_are_within_half_a_step_before_scaling(spec: str) -> None:
     signal = select_rows(torch.randn(200, 2000) * 3, spec)
     codec = codec_for(signal.selection, order=order_of(2000), scalars=())
     decoded = round_trip(signal, codec)
-    roots = np.cbrt(np.exp(signal.logprobs_N.astype(np.float64)))
-    nearest = cube_root_grid().nearest(roots) / PROBABILITY_STEPS
-    stored = np.where(nearest == 0, FLOOR, nearest**3)
-    assert np.abs(np.cbrt(stored) - roots).max() <= 0.5 / PROBABILITY_STEPS + 1e-9
+    roots = np.sqrt(np.exp(signal.logprobs_N.astype(np.float64)))
+    nearest = np.rint(roots * VALUE_STEPS)
+    stored = np.where(nearest == 0, FLOOR, (nearest / VALUE_STEPS) ** 2)
     kept = -np.expm1(decoded.rest_S.astype(np.float64))
     total = np.bincount(signal.rows_N, weights=stored)
     want = stored * (kept / total)[signal.rows_N]
@@ -93,26 +106,33 @@ def test_ranked_values_are_within_half_a_step_before_scaling(spec: str) -> None:
 
 
 def test_pps_heads_are_within_one_step_of_the_grid() -> None:
-    signal = select_rows(torch.randn(400, 2000) * 4, "pps:tau=0.06")
+    tau = 0.06
+    signal = select_rows(torch.randn(400, 2000) * 4, f"pps:tau={tau}")
     decoded = round_trip(signal, codec_for(signal.selection, order=order_of(2000), scalars=()))
     kept = ids_that_must_survive(signal, decoded)
     assert decoded.tail_N is not None
     before, after = np.exp(signal.logprobs_N[kept]), np.exp(decoded.logprobs_N)
     largest = np.zeros(len(signal))
     np.maximum.at(largest, signal.rows_N, np.exp(signal.logprobs_N))
-    grid = probability_grid()
-    low = grid.below(before.astype(np.float64))
-    inside = (after >= grid.levels[low] - 1e-6) & (after <= grid.levels[low + 1] + 1e-6)
     is_largest = (before == largest[signal.rows_N[kept]]) & ~decoded.tail_N
-    assert inside[~is_largest].all()
-    assert (~is_largest).sum() > 500
+    others = ~is_largest & ~decoded.tail_N
+    assert others.sum() > 300
+    assert np.abs(after - before)[others].max() <= tau / 2
+    np.testing.assert_allclose(after[others] / (tau / 2) % 1 % 0.99999, 0, atol=1e-4)
+    assert np.abs(after - before)[is_largest].max() <= tau / 2 + tau / 3
+    assert np.abs(after - before)[decoded.tail_N].max() <= tau / 3
 
 
 def test_pps_positions_that_rounding_could_empty_are_exact() -> None:
-    """24 equal heads lie just above a level: rounding all up would leave the largest nothing."""
-    signal = select_rows(logits_of([1 / 24] * 24, 300).repeat(50, 1), "pps:tau=0.04")
+    """Eight equal heads and a tail too heavy for its grid: nothing may be rounded."""
+    heads = [0.1] * 8
+    signal = SparseSignal.from_arrays(
+        "pps:tau=0.06", [0, 9], range(9), np.log([*heads, 0.2]), tail_N=[False] * 8 + [True]
+    )
     codec = codec_for(signal.selection, order=order_of(300), scalars=())
-    assert (codec.encode(signal, keys_for(50), np.array([0, 50]))["weight"].data == EXACT).all()
+    planes = codec.encode(signal, positions_of(1))
+    assert planes["counts"].data.tolist() == [0]
+    assert planes["more"].data.tolist() == [8, 0, 1, 0]
     np.testing.assert_allclose(round_trip(signal, codec).logprobs_N, signal.logprobs_N, atol=1e-5)
 
 
@@ -180,21 +200,22 @@ def test_ids_beyond_the_logits_are_refused_never_masked(spec: str) -> None:
 def test_truncated_planes_are_corrupt_not_garbage(spec: str) -> None:
     signal = select_rows(torch.randn(8, 1000) * 3, spec)
     codec = codec_for(signal.selection, order=order_of(1000), scalars=())
-    planes = codec.encode(signal, keys_for(8), np.array([0, 8]))
+    positions = positions_of(8)
+    planes = codec.encode(signal, positions)
     for name, plane in planes.items():
         if len(plane.data) < 2:
             continue
         cut = {**planes, name: type(plane)(plane.data[:-1], plane.offsets)}
         with pytest.raises(CorruptShardError):
-            codec.decode(cut, 8)
+            codec.decode(cut, positions.previous_S)
 
 
 def test_the_same_signal_gives_the_same_bytes_in_any_batch() -> None:
     signal = select_rows(torch.randn(30, 800) * 3, "pps:tau=0.06")
     codec = codec_for(signal.selection, order=order_of(800), scalars=tuple(signal.scalars))
-    keys = keys_for(30)
-    whole = codec.encode(signal, keys, np.array([0, 10, 30]))
-    part = codec.encode(signal[10:], keys[10:], np.array([0, 20]))
+    keys, previous = keys_for(30), np.arange(30, dtype=np.int32) % 12
+    whole = codec.encode(signal, Positions(keys, np.array([0, 10, 30]), previous))
+    part = codec.encode(signal[10:], Positions(keys[10:], np.array([0, 20]), previous[10:]))
     for name in codec.planes:
         assert whole[name].cell(1) == part[name].cell(0), name
 
@@ -218,7 +239,7 @@ def test_signals_that_contradict_themselves_are_refused(
     )
     codec = codec_for("pps:tau=0.5", order=order_of(10), scalars=())
     with pytest.raises(SignalError, match=words):
-        codec.encode(signal, keys_for(1), np.array([0, 1]))
+        codec.encode(signal, positions_of(1))
 
 
 def test_an_id_stored_twice_in_a_position_is_corrupt() -> None:
@@ -227,8 +248,8 @@ def test_an_id_stored_twice_in_a_position_is_corrupt() -> None:
         "pps:tau=0.5", [0, 2], [3, 5], np.log([0.6, 0.4]), tail_N=[False, True]
     )
     codec = codec_for("pps:tau=0.5", order=IdOrder.identity(10), scalars=())
-    planes = codec.encode(signal, keys_for(1), np.array([0, 1]))
-    gaps = planes["gap0"]
-    twice = {**planes, "gap0": type(gaps)(np.array([3, 3], np.uint8), gaps.offsets)}
+    positions = positions_of(1)
+    planes = codec.encode(signal, positions)
+    twice = {**planes, "tail": planes["top"]}
     with pytest.raises(CorruptShardError, match="twice"):
-        codec.decode(twice, 1)
+        codec.decode(twice, positions.previous_S)

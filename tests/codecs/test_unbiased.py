@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
-from kdstore.codecs import IdOrder, codec_for
-from kdstore.codecs.grid import Grid
+from kdstore.codecs import IdOrder, Positions, codec_for, pps
 from kdstore.hashing import RowKeys
 from kdstore.select import parse_selection, select
 from kdstore.select.pps import PPS
@@ -40,8 +38,9 @@ def largest_deviation(logits: torch.Tensor, spec: str) -> float:
     rows, labels = logits.repeat(SEEDS, 1), torch.zeros(SEEDS, dtype=torch.long)
     signal = select(rows, labels, selection=parse_selection(spec), keys=keys, scalars=())
     codec = codec_for(signal.selection, order=IdOrder.identity(VOCAB), scalars=())
-    planes = codec.encode(signal, keys, np.array([0, SEEDS]))
-    dense = codec.decode(planes, SEEDS).to_dense(VOCAB)
+    positions = Positions(keys, np.array([0, SEEDS]), np.zeros(SEEDS, dtype=np.int32))
+    planes = codec.encode(signal, positions)
+    dense = codec.decode(planes, positions.previous_S).to_dense(VOCAB)
     tail = signal.logprobs_N if signal.tail_N is None else signal.logprobs_N[signal.tail_N]
     weight = np.exp(tail.min(initial=0))
     want = softmax(logits)[0]
@@ -56,20 +55,16 @@ def test_decoded_signals_are_unbiased(spec: str, name: str) -> None:
     assert largest_deviation(ROWS[name], spec) < LIMIT
 
 
-def nearest(self: Grid, values: NDArray, uniforms: NDArray) -> NDArray:
-    return self.nearest(values)
+@pytest.mark.parametrize("uniform", [0.5, 0.999])
+def test_a_biased_rounding_is_caught(monkeypatch: pytest.MonkeyPatch, uniform: float) -> None:
+    """To the nearest, and always upward."""
+    round_positions = pps.round_positions
 
+    def biased(indptr: Any, logprobs: Any, tail: Any, value: Any, weight: Any, *rest: Any) -> Any:
+        value, weight = np.full_like(value, uniform), np.full_like(weight, uniform)
+        return round_positions(indptr, logprobs, tail, value, weight, *rest)
 
-def upward(self: Grid, values: NDArray, uniforms: NDArray) -> NDArray:
-    low = self.below(values)
-    return low + (values > self.levels[low])
-
-
-@pytest.mark.parametrize("rounding", [nearest, upward])
-def test_a_biased_rounding_is_caught(
-    monkeypatch: pytest.MonkeyPatch, rounding: Callable[..., NDArray]
-) -> None:
-    monkeypatch.setattr(Grid, "stochastic", rounding)
+    monkeypatch.setattr(pps, "round_positions", biased)
     assert max(largest_deviation(row, "pps:tau=0.06") for row in ROWS.values()) > 2 * LIMIT
 
 

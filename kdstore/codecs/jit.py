@@ -1,0 +1,20 @@
+"""The decorator of compiled kernels: loops over positions that numpy would make passes of.
+
+Kernels release the GIL, never raise, and never index outside their arrays: they check what they
+read and answer with a status that the caller turns into an error. They are compiled on first use
+and cached beside the file, or in the user's cache where the package is read-only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def kernel(function: F) -> F:
+    """The function, compiled by numba."""
+    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
