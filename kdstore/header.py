@@ -16,7 +16,7 @@ from kdstore.filesystem import Folder
 from kdstore.hashing import json_digest
 from kdstore.layout import HEADER
 
-FORMAT_VERSION = "0.1"
+FORMAT_VERSION = "0.2"
 KNOWN_FEATURES: frozenset[str] = frozenset()
 MAX_HEADER_BYTES = 1 << 24
 
