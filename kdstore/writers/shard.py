@@ -46,6 +46,7 @@ class ShardWriter:
     header: Header
     codec: SignalCodec
     signal: str
+    draw: int = 0
 
     @property
     def columns(self) -> list[str]:
@@ -66,8 +67,8 @@ class ShardWriter:
         }
         return pa.schema(fields, metadata={"kdstore": canonical_json(identity)})
 
-    def write(self, target: Path, samples: Sequence[Sample], *, path: str) -> ShardRecord:
-        """Fill ``target`` with samples that carry signals; the record names it ``path``."""
+    def write(self, target: Path, groups: Sequence[list[Sample]], *, path: str) -> ShardRecord:
+        """Fill ``target`` with row groups of samples with signals; the record calls it ``path``."""
         with pq.ParquetWriter(
             target,
             self.schema,
@@ -79,9 +80,9 @@ class ShardWriter:
             write_page_checksum=True,
             write_batch_size=64,
         ) as writer:
-            for group in row_groups(samples):
+            for group in groups:
                 writer.write_batch(self._batch(group), row_group_size=len(group))
-        return _record(target, samples, path)
+        return _record(target, [sample for group in groups for sample in group], path)
 
     def _batch(self, samples: Sequence[Sample]) -> pa.RecordBatch:
         planes = {RUNS: encode_runs(samples), **self._encode(samples)}
@@ -106,6 +107,7 @@ class ShardWriter:
         keys = RowKeys.of_samples(
             [(sample.sample_id, sample.positions_S) for sample in samples],
             seed=int(self.header.identity["seed"]),
+            draw=self.draw,
         )
         return self.codec.encode(_concat(signals, self.codec), keys, splits)
 
