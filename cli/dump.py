@@ -104,7 +104,7 @@ def dump(**options: Any) -> None:
     worker, num_workers = parse_worker(options["worker"])
     folder = Folder(options["out"])
     _check_overlay_options(options)
-    if options["overlay"]:
+    if options["overlay"] is not None:
         read_header(folder)  # there must be a store, which a dump would make
     config = DumpConfig(
         selection=parse_selection(options["selection"]).spec,
@@ -129,7 +129,7 @@ def dump(**options: Any) -> None:
         config=config,
         quiet=options["quiet"],
     )
-    writer = _open_overlay(options) if options["overlay"] else store
+    writer = store if options["overlay"] is None else _open_overlay(options)
     pending = writer.pending_units(worker=worker, num_workers=num_workers)
     if pending and not options["plan_only"]:
         teacher = HFTeacher(
