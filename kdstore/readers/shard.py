@@ -120,7 +120,9 @@ class ShardReader:
         return values
 
     def group_of_row(self, row: int) -> tuple[int, int]:
-        """The row group that holds a row of the shard, and the row's place in it."""
+        """The row group that holds a row, and its place there; CorruptShardError if none does."""
+        if row >= self.record.rows:
+            raise self._corrupt("no such row", row=row, got=f"{self.record.rows} rows")
         group = int(np.searchsorted(self.first_rows, row, side="right")) - 1
         return group, row - int(self.first_rows[group])
 

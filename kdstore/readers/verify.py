@@ -165,8 +165,13 @@ def _overlay_reader(
             f"{where}: (rows, tokens, scored) is {_counts(added.shard)}, the store's shard has "
             f"{_counts(commit.shard)}"
         )
-    reader = store.overlays.reader(overlay.name, store.decoder.codec)
-    return reader if _gather(report, reader.shard, commit.unit) else None
+
+    def opened() -> OverlayReader:
+        reader = store.overlays.reader(overlay.name, store.decoder.codec)
+        reader.shard(commit.unit)
+        return reader
+
+    return _gather(report, opened)  # type: ignore[no-any-return]
 
 
 def _counts(record: ShardRecord) -> tuple[int, int, int]:

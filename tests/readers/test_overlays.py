@@ -16,12 +16,14 @@ import torch
 
 import kdstore
 from kdstore.errors import CorruptShardError, HeaderError, KDStoreError, UsageError
+from kdstore.hashing import json_digest
 from kdstore.layout import commit_path
 from kdstore.readers.sampler import EpochSampler
 from kdstore.readers.shard import ShardReader
 from kdstore.readers.store import Store
 from kdstore.readers.verify import verify_store
 from kdstore.sample import Sample
+from kdstore.writers.overlay import add_scalar
 from tests.readers.test_store import shard_of
 from tests.writers.test_dump import assert_same
 
@@ -224,6 +226,43 @@ def test_rows_must_be_those_of_the_shard(store: Path) -> None:
     assert other["files"][0]["path"] in str(caught.value)
     assert one["files"][0]["path"] not in str(caught.value)
     assert not verify_store(opened).ok
+
+
+def test_a_shard_with_too_few_rows(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdstore.writers.overlay import OverlayWriter
+
+    row_groups = OverlayWriter.row_groups
+    monkeypatch.setattr(
+        OverlayWriter,
+        "row_groups",
+        lambda self, unit, samples: [group[:-1] for group in row_groups(self, unit, samples)],
+    )
+    add_scalar(store, "short", lambda sample: np.zeros(sample.num_scored, np.float32))
+    opened = kdstore.open(store)
+    last = opened.commits[0].shard.rows - 1
+    assert "short" in opened[last - 1].signal.scalars  # type: ignore[union-attr]
+    with pytest.raises(CorruptShardError, match=rf"no such row[\s\S]*row {last}"):
+        opened[last]
+    problems = "".join(verify_store(opened).problems)
+    assert "the store's shard has" in problems
+    assert "no such row" in problems
+
+
+def test_an_unknown_codec_is_named(store: Path, kdstore_cli: Run) -> None:
+    path = store / "overlays" / "second" / "overlay.json"
+    header = json.loads(path.read_text())
+    identity = {**header["identity"], "codec": "runes/1"}
+    content = {**header, "identity": identity, "config_digest": json_digest(identity)}
+    path.write_text(json.dumps(content))
+    for file in (*path.parent.glob("manifest-*"), *path.parent.glob("commits/*")):
+        file.unlink()
+    commits = [commit.to_bytes() for commit in kdstore.open(store, overlays=()).commits]
+    for unit, data in enumerate(commits):
+        text = json.dumps({**json.loads(data), "config_digest": json_digest(identity)})
+        (path.parent / commit_path(unit)).write_text(text)
+    with pytest.raises(HeaderError, match="unknown codec 'runes/1'"):
+        kdstore.open(store)[0, 1]
+    assert "runes/1" in kdstore_cli("verify", "--quiet", store)[2]
 
 
 def test_an_overlay_of_another_store_is_refused(dump: Dump, store: Path) -> None:
