@@ -58,6 +58,8 @@ class OverlayHeader(Header):
                 raise HeaderError(
                     f"identity.{name} is missing", where=where, expected=kind.__name__, got=value
                 )
+        if not all(isinstance(name, str) for name in self.identity["scalars"]):
+            raise HeaderError("identity.scalars are no names", where=where, got=self.scalars)
         if self.draw < 0 or (self.draw > 0) == bool(self.scalars):
             raise HeaderError(
                 "an overlay holds a draw or scalars",

@@ -1,7 +1,7 @@
 """Overlays as a reader sees them: what they add to the samples of their store.
 
-An overlay is read once every unit of the store has it. One draw, or one scalar, that two overlays
-hold is read from the first by name.
+An overlay is read once every unit of the store has it. Where two hold the same draw, or the same
+scalar, the first by name is read, and the store's own scalars come before any.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ class OverlayReader:
             return replace(sample, signal=added)
         if self.overlay.header.draw:
             return replace(sample, signal=replace(added, scalars=signal.scalars))
-        scalars = {**signal.scalars, **added.scalars}
-        return replace(sample, signal=replace(signal, scalars=scalars))
+        new = {name: v for name, v in added.scalars.items() if name not in signal.scalars}
+        return replace(sample, signal=replace(signal, scalars={**signal.scalars, **new}))
 
     def addition(self, sample: Sample, unit: int, row: int) -> SparseSignal:
         """What the row holds: entries without scalars, or scalars without entries."""
@@ -140,7 +140,7 @@ def overlay_codec(overlay: Overlay, codec: SignalCodec) -> SignalCodec:
     """The codec of an overlay, beside ``codec`` of the store's signal; HeaderError if unknown."""
     header = overlay.header
     name = header.identity["codec"]
-    if name == ScalarsCodec.name:
+    if name == ScalarsCodec.name and not header.draw:
         return ScalarsCodec(codec.selection, order=codec.order, scalars=header.scalars)
     where = overlay.folder.location(OVERLAY_HEADER)
     return codec_named(

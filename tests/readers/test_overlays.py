@@ -8,6 +8,7 @@ import pickle
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,21 @@ from kdstore.readers.shard import ShardReader
 from kdstore.readers.store import Store
 from kdstore.readers.verify import verify_store
 from kdstore.sample import Sample
-from kdstore.writers.overlay import add_scalar
+from kdstore.writers.overlay import OverlayWriter, add_scalar
 from tests.readers.test_store import shard_of
 from tests.writers.test_dump import assert_same
 
 Dump = Callable[..., Path]
 Run = Callable[..., tuple[int, str, str]]
+IDENTITY = {
+    "store": "",
+    "signal": "main",
+    "codec": "scalars/1",
+    "draw": 0,
+    "scalars": ["lse"],
+    "columns": [],
+    "seed": 0,
+}
 
 
 @pytest.fixture
@@ -229,8 +239,6 @@ def test_rows_must_be_those_of_the_shard(store: Path) -> None:
 
 
 def test_a_shard_with_too_few_rows(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdstore.writers.overlay import OverlayWriter
-
     row_groups = OverlayWriter.row_groups
     monkeypatch.setattr(
         OverlayWriter,
@@ -248,10 +256,11 @@ def test_a_shard_with_too_few_rows(store: Path, monkeypatch: pytest.MonkeyPatch)
     assert "no such row" in problems
 
 
-def test_an_unknown_codec_is_named(store: Path, kdstore_cli: Run) -> None:
+@pytest.mark.parametrize("codec", ["runes/1", "scalars/1"])
+def test_a_codec_that_has_no_entries_is_refused(store: Path, kdstore_cli: Run, codec: str) -> None:
     path = store / "overlays" / "second" / "overlay.json"
     header = json.loads(path.read_text())
-    identity = {**header["identity"], "codec": "runes/1"}
+    identity = {**header["identity"], "codec": codec}
     content = {**header, "identity": identity, "config_digest": json_digest(identity)}
     path.write_text(json.dumps(content))
     for file in (*path.parent.glob("manifest-*"), *path.parent.glob("commits/*")):
@@ -260,9 +269,9 @@ def test_an_unknown_codec_is_named(store: Path, kdstore_cli: Run) -> None:
     for unit, data in enumerate(commits):
         text = json.dumps({**json.loads(data), "config_digest": json_digest(identity)})
         (path.parent / commit_path(unit)).write_text(text)
-    with pytest.raises(HeaderError, match="unknown codec 'runes/1'"):
+    with pytest.raises(HeaderError, match=f"unknown codec '{codec}'"):
         kdstore.open(store)[0, 1]
-    assert "runes/1" in kdstore_cli("verify", "--quiet", store)[2]
+    assert codec in kdstore_cli("verify", "--quiet", store)[2]
 
 
 def test_an_overlay_of_another_store_is_refused(dump: Dump, store: Path) -> None:
@@ -280,6 +289,9 @@ def test_an_overlay_of_another_store_is_refused(dump: Dump, store: Path) -> None
         ({"reader_features": ["holograms"]}, "holograms"),
         ({"plan": {}}, "plan.units"),
         ({"identity": {}}, "identity.store"),
+        ({"identity": {**IDENTITY, "draw": 1}}, "a draw or scalars"),
+        ({"identity": {**IDENTITY, "scalars": [7]}}, "no names"),
+        ({"identity": IDENTITY}, "digest"),
         ({"config_digest": "0"}, "digest"),
     ],
 )
@@ -333,6 +345,32 @@ def test_gc_removes_orphans_of_overlays_and_nothing_else(store: Path, kdstore_cl
     assert found == set(orphans)
     assert {path for path in store.rglob("*") if path.is_file()} == before
     assert kdstore_cli("verify", "--quiet", store)[0] == 0
+
+
+def test_a_scalar_is_read_from_the_store_first_then_by_name(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What writers refuse, two that start at once can make."""
+    monkeypatch.setattr("kdstore.writers.overlay._check_new", lambda *arguments: None)
+    opened = kdstore.open(store)
+    add_scalar(store, "entropy", lambda sample: np.zeros(sample.num_scored, np.float32))
+    for name in ("b", "z"):
+        writer = OverlayWriter.open(opened, name, scalars=["lse"], origin="caller")
+        for unit in writer.pending_units():
+            rows = range(*opened.first_rows[unit : unit + 2].tolist())
+            samples = [with_lse(opened[row], ord(name)) for row in rows]
+            writer.commit(unit, samples, statistics={}, provenance={})
+    want, found = opened[0].signal, kdstore.open(store)[0].signal
+    assert want is not None
+    assert found is not None
+    np.testing.assert_array_equal(found.scalars["entropy"], want.scalars["entropy"])
+    assert set(found.scalars["lse"].tolist()) == {ord("b")}
+
+
+def with_lse(sample: Sample, value: float) -> Sample:
+    assert sample.signal is not None
+    scalars = {"lse": np.full(sample.num_scored, value, np.float32)}
+    return replace(sample, signal=replace(sample.signal, scalars=scalars))
 
 
 def test_one_draw_under_two_names_is_read_from_the_first(store: Path) -> None:
