@@ -10,10 +10,15 @@ from kdstore_cli.output import print_json, print_table
 
 from kdstore.errors import UsageError
 from kdstore.filesystem import Folder
+from kdstore.header import read_header
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kdstore.inputs import InputConfig
     from kdstore.teachers.hf_load import CheckpointInfo
-    from kdstore.writers.store import StoreWriter
+    from kdstore.writers.overlay import OverlayWriter
+    from kdstore.writers.units import UnitWriter
 
 
 @click.command()
@@ -76,12 +81,15 @@ if TYPE_CHECKING:
 @click.option("--unit", "worker", default="0/1", help="i/N: only units i, i+N, i+2N, …")
 @click.option("--device", help="Default: cuda where there is one, else cpu.")
 @click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16, float16.")
+@click.option("--overlay", help="Add to a finished store, under this name, what comes next.")
+@click.option("--draw", type=click.IntRange(min=1), help="Another draw of its selection.")
+@click.option("--scalars", help="More scalars: lse, lse_T1.5.")
 @click.option("--plan-only", is_flag=True, help="Write header, id order and plan, then stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def dump(**options: Any) -> None:
     """Score a data set with a teacher and store the signals. Run it again to resume."""
-    from kdstore.inputs import InputConfig, SampleBuilder, open_source
+    from kdstore.inputs import SampleBuilder, open_source
     from kdstore.select import DEFAULT_SCALARS, parse_selection
     from kdstore.teachers.hf import HFTeacher
     from kdstore.teachers.hf_load import (
@@ -94,6 +102,10 @@ def dump(**options: Any) -> None:
     from kdstore.writers.run import run_units
 
     worker, num_workers = parse_worker(options["worker"])
+    folder = Folder(options["out"])
+    _check_overlay_options(options)
+    if options["overlay"] is not None:
+        read_header(folder)  # there must be a store, which a dump would make
     config = DumpConfig(
         selection=parse_selection(options["selection"]).spec,
         scalars=(*DEFAULT_SCALARS, *temperature_scalars(options["temperatures"])),
@@ -105,19 +117,11 @@ def dump(**options: Any) -> None:
     info = describe_checkpoint(options["teacher"], dtype=options["dtype"], device=device)
     tokenizer = load_tokenizer(info.path)
     rows = open_source(options["data"], split=options["split"])
-    input_config = InputConfig(
-        max_length=_max_length(options["max_length"], info),
-        overlong=options["overlong"],
-        add_bos=options["add_bos"],
-        add_eos=options["add_eos"],
-        keep_text=options["keep_text"],
-        template_date=options["template_date"],
-        template_options=parse_options(options["template_options"]),
-    )
+    input_config = _input_config(options, info)
     builder = SampleBuilder(tokenizer, input_config, rows.name, locate=rows.locate)
     source = DumpSource(rows, builder, config.score)
-    writer = open_dump(
-        Folder(options["out"]),
+    store = open_dump(
+        folder,
         source,
         teacher=info.identity,
         vocab_size=info.vocab_size,
@@ -125,6 +129,7 @@ def dump(**options: Any) -> None:
         config=config,
         quiet=options["quiet"],
     )
+    writer = store if options["overlay"] is None else _open_overlay(options)
     pending = writer.pending_units(worker=worker, num_workers=num_workers)
     if pending and not options["plan_only"]:
         teacher = HFTeacher(
@@ -133,7 +138,8 @@ def dump(**options: Any) -> None:
             batch_tokens=options["batch_tokens"],
             num_ids=num_ids_of(tokenizer, info),
         )
-        run_units(writer, teacher, source, pending, quiet=options["quiet"])
+        planned = [store.plan.unit(unit) for unit in pending]
+        run_units(writer, teacher, source, planned, quiet=options["quiet"])
     writer.seal()
     _report(writer, as_json=options["as_json"], quiet=options["quiet"])
 
@@ -164,10 +170,23 @@ def parse_options(text: str) -> dict[str, Any]:
 
 def temperature_scalars(text: str) -> tuple[str, ...]:
     """Names of the scalars that ``1.5,2`` asks for; UsageError for anything but temperatures."""
+    from kdstore.select.scalars import LSE_T_PREFIX
+
+    return scalar_names([f"{LSE_T_PREFIX}{part}" for part in _parts(text)])
+
+
+def scalar_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Scalars that a teacher can give, each once; UsageError for a name that none has."""
+    from kdstore.select import DEFAULT_SCALARS
     from kdstore.select.scalars import LSE_T_PREFIX, temperature_of
 
-    names = tuple(f"{LSE_T_PREFIX}{part.strip()}" for part in text.split(",") if part.strip())
-    return tuple(dict.fromkeys(f"{LSE_T_PREFIX}{temperature_of(name)}" for name in names))
+    plain = {*DEFAULT_SCALARS, "lse"}
+    known = (n if n in plain else f"{LSE_T_PREFIX}{temperature_of(n)}" for n in names)
+    return tuple(dict.fromkeys(known))
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def num_ids_of(tokenizer: Any, info: CheckpointInfo) -> int:
@@ -184,6 +203,43 @@ def num_ids_of(tokenizer: Any, info: CheckpointInfo) -> int:
     return min(num_ids, info.vocab_size)
 
 
+def _check_overlay_options(options: dict[str, Any]) -> None:
+    """UsageError unless draw and scalars come with an overlay, and it with one of the two."""
+    given = [f"--{name}" for name in ("overlay", "draw", "scalars") if options[name] is not None]
+    if given not in ([], ["--overlay", "--draw"], ["--overlay", "--scalars"]):
+        raise UsageError(
+            "an overlay adds a draw, or scalars, to a store",
+            expected="--overlay NAME with --draw N or with --scalars NAMES",
+            got=" ".join(given),
+        )
+
+
+def _open_overlay(options: dict[str, Any]) -> OverlayWriter:
+    from kdstore.readers.store import Store
+    from kdstore.writers.overlay import OverlayWriter
+
+    return OverlayWriter.open(
+        Store(Folder(options["out"])),
+        options["overlay"],
+        draw=options["draw"] or 0,
+        scalars=scalar_names(_parts(options["scalars"] or "")),
+    )
+
+
+def _input_config(options: dict[str, Any], info: CheckpointInfo) -> InputConfig:
+    from kdstore.inputs import InputConfig
+
+    return InputConfig(
+        max_length=_max_length(options["max_length"], info),
+        overlong=options["overlong"],
+        add_bos=options["add_bos"],
+        add_eos=options["add_eos"],
+        keep_text=options["keep_text"],
+        template_date=options["template_date"],
+        template_options=parse_options(options["template_options"]),
+    )
+
+
 def _max_length(wanted: int | None, info: CheckpointInfo) -> int | None:
     if wanted is not None and info.max_length is not None and wanted > info.max_length:
         raise UsageError(
@@ -195,20 +251,20 @@ def _max_length(wanted: int | None, info: CheckpointInfo) -> int | None:
     return wanted or info.max_length
 
 
-def _report(writer: StoreWriter, *, as_json: bool, quiet: bool) -> None:
+def _report(writer: UnitWriter, *, as_json: bool, quiet: bool) -> None:
     shards = [commit.shard for commit in writer.commits.values()]
     scored = sum(shard.scored for shard in shards)
     size = sum(shard.bytes for shard in shards)
     found = {
         "url": writer.folder.url,
-        "complete": len(shards) == writer.plan.num_units,
-        "units": f"{len(shards)} of {writer.plan.num_units}",
+        "complete": len(shards) == writer.header.num_units,
+        "units": f"{len(shards)} of {writer.header.num_units}",
         "samples": sum(shard.rows for shard in shards),
         "tokens": sum(shard.tokens for shard in shards),
         "scored": scored,
         "bytes": size,
         "bytes_per_position": size / max(scored, 1),
-        **writer.header.plan["input"],
+        **writer.header.plan.get("input", {}),
     }
     if as_json:
         print_json(found)

@@ -50,6 +50,7 @@ def _show_store(store: Store, as_json: bool) -> None:
         "units": len(store.commits),
         "units_planned": store.header.num_units,
         "samples": len(store),
+        "overlays": {name: o.describe() for name, o in store.overlays.found.items()},
         "identity": identity,
         "provenance": store.commits[-1].provenance if store.commits else {},
     }
@@ -57,7 +58,7 @@ def _show_store(store: Store, as_json: bool) -> None:
         print_json(found)
         return
     print_table((name, value) for name, value in found.items() if not isinstance(value, dict))
-    for part in ("identity", "provenance"):
+    for part in filter(found.get, ("overlays", "identity", "provenance")):
         print_table(_flat(found[part], part))
 
 

@@ -32,5 +32,5 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
     rows += [(name, found[name]) for name in ("entries_per_position", "kept_mass", "padding_mass")]
     rows += [(f"mean {name}", value) for name, value in found["mean_scalars"].items()]
     rows += [(name, found[name]) for name in ("bytes_total", "bytes_store")]
-    parts = ("total", "signal", "scalars", "input_ids", "other")
+    parts = ("total", "signal", "scalars", "input_ids", "overlays", "other")
     return rows + [(f"bytes per position, {name}", sizes[name]) for name in parts]

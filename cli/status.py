@@ -23,7 +23,8 @@ def status(url: str, as_json: bool) -> None:
         "scored": sum(commit.shard.scored for commit in store.commits),
         "seconds": sum(commit.provenance.get("seconds", 0.0) for commit in store.commits),
     }
+    overlays = {name: overlay.progress for name, overlay in store.overlays.found.items()}
     if as_json:
-        print_json(found)
+        print_json({**found, "overlays": overlays})
     else:
-        print_table(found.items())
+        print_table([*found.items(), *((f"overlay {name}", p) for name, p in overlays.items())])

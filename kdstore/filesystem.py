@@ -56,6 +56,10 @@ class Folder:
         fs, root = self._opened
         return Path(root or "/") if "file" in _protocols(fs) else None
 
+    def within(self, path: str) -> Folder:
+        """A folder in this one."""
+        return Folder(self.location(path), **self.storage_options)
+
     def location(self, path: str) -> str:
         """The full name of a file, for messages."""
         return f"{self.url.rstrip('/')}/{path}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from kdstore.errors import HeaderError, StoreMismatchError, StoreNotFoundError
 from kdstore.filesystem import Folder
@@ -59,7 +59,7 @@ class Header:
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, where: str) -> Header:
+    def from_bytes(cls, data: bytes, *, where: str) -> Self:
         """The header in a file's bytes.
 
         Raises HeaderError if it is damaged, of another format version, or names a feature that this
@@ -75,16 +75,20 @@ class Header:
             _features(content, "writer_features", where),
         )
         _check_features(header, where)
-        _check_fields(header, where)
+        header.check_fields(where)
         if content.get("config_digest") != header.config_digest:
             raise HeaderError(
                 "the header's identity does not match its digest",
                 where=where,
                 expected=content.get("config_digest"),
                 got=header.config_digest,
-                todo="restore kdstore.json from a backup; it is never edited by hand",
+                todo="restore the file from a backup; it is never edited by hand",
             )
         return header
+
+    def check_fields(self, where: str) -> None:
+        """HeaderError unless plan and identity have what a reader needs."""
+        _check_fields(self, where)
 
 
 def read_header(folder: Folder) -> Header:
@@ -123,18 +127,25 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def check_same_identity(stored: dict[str, Any], wanted: dict[str, Any], *, where: str) -> None:
-    """StoreMismatchError naming the first field in which two identities differ."""
+def check_same_identity(
+    stored: dict[str, Any],
+    wanted: dict[str, Any],
+    *,
+    where: str,
+    what: str = "store",
+    todo: str = "dump into a new folder, or repeat the settings of the first run to resume it",
+) -> None:
+    """StoreMismatchError naming the first field in which two identities of a ``what`` differ."""
     difference = _first_difference(stored, wanted, "")
     if difference is None:
         return
     name, old, new = difference
     raise StoreMismatchError(
-        f"the store was made with another configuration: {name} differs",
+        f"the {what} was made with another configuration: {name} differs",
         where=where,
-        expected=f"{name} = {old!r} (in the store)",
+        expected=f"{name} = {old!r} (in the {what})",
         got=f"{name} = {new!r} (in this run)",
-        todo="dump into a new folder, or repeat the settings of the first run to resume it",
+        todo=todo,
     )
 
 

@@ -10,12 +10,15 @@ PLAN = "plan.parquet"
 TOKENIZER = "tokenizer"
 DATA = "data"
 COMMITS = "commits"
+OVERLAYS = "overlays"
+OVERLAY_HEADER = "overlay.json"  # in the overlay's own folder
 MAIN_SIGNAL = "main"
 
 _SHARD = re.compile(r"^data/part-\d{6,}-[0-9a-f]{8}\.parquet$")
 _PARTIAL = re.compile(r"(^|/)\.[^/]+\.[0-9a-f]{8}\.partial$")
 _COMMIT = re.compile(r"^(\d{6,})\.json$")
 _MANIFEST = re.compile(r"^manifest-(\d{6,})\.parquet$")
+_OVERLAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def shard_path(unit: int, attempt: str) -> str:
@@ -53,6 +56,16 @@ def count_of_manifest(name: str) -> int | None:
     """How many commits the manifest of this name holds; None for any other file."""
     match = _MANIFEST.match(name)
     return int(match[1]) if match else None
+
+
+def overlay_path(name: str) -> str:
+    """Folder of a named overlay; in it, paths are those of a store."""
+    return f"{OVERLAYS}/{name}"
+
+
+def is_overlay_name(name: str) -> bool:
+    """Whether a name is fit for a folder on any file system."""
+    return _OVERLAY_NAME.fullmatch(name) is not None
 
 
 def signal_column(signal: str, plane: str) -> str:

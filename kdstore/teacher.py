@@ -22,9 +22,17 @@ class Teacher(Protocol):
     vocab_size: int
 
     def score(
-        self, samples: Sequence[Sample], selection: Selection, *, scalars: Sequence[str], seed: int
+        self,
+        samples: Sequence[Sample],
+        selection: Selection,
+        *,
+        scalars: Sequence[str],
+        seed: int,
+        draw: int = 0,
     ) -> Iterator[tuple[str, SparseSignal]]:
         """(sample_id, signal of its scored positions) of each sample.
+
+        ``draw`` numbers independent draws of a sampled selection.
 
         Raises TeacherError if the teacher gives what is no distribution.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,17 +13,17 @@ from pathlib import Path
 import numpy as np
 
 import kdstore
-from tests.writers.test_dump import assert_same_store
+from tests.writers.test_dump import assert_same, assert_same_store
 
 KILLS = 10
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny"
 
 
-def dump_command(out: Path) -> list[str]:
+def dump_command(out: Path, *options: str) -> list[str]:
     return [
         *(sys.executable, "-m", "kdstore_cli.main", "dump", "--quiet"),
         *("--teacher", str(EXAMPLE / "teacher"), "--data", str(EXAMPLE / "text/student.jsonl")),
-        *("--out", str(out), "--unit-tokens", "500", "--max-length", "256"),
+        *("--out", str(out), "--unit-tokens", "500", "--max-length", "256", *options),
     ]
 
 
@@ -60,4 +61,29 @@ def test_ten_kills_then_a_run(
     ids = [sample.sample_id for sample in kdstore.open(out)]
     assert len(set(ids)) == len(ids)
     assert_same_store(whole, out)
+    assert kdstore_cli("verify", "--quiet", out)[0] == 0
+
+
+def test_a_kill_in_the_middle_of_an_overlay(
+    tmp_path: Path, kdstore_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    """The store stays as it was and readable; the same command completes the overlay."""
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    options, overlay = ("--overlay", "draw1", "--draw", "1"), out / "overlays" / "draw1"
+    subprocess.run(dump_command(out), check=True)
+    shutil.copytree(out, whole)
+    subprocess.run(dump_command(whole, *options), check=True)
+    process = subprocess.Popen(dump_command(out, *options))
+    while process.poll() is None and commits_in(overlay) < 2:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    killed = kdstore.open(out)
+    assert 2 <= commits_in(overlay) < killed.header.num_units
+    assert killed.num_draws == 1
+    assert_same_store(whole, out)
+    subprocess.run(dump_command(out, *options), check=True)
+    one, other = kdstore.open(whole), kdstore.open(out)
+    for index in range(len(one)):
+        assert_same(one[index, 1], other[index, 1])
     assert kdstore_cli("verify", "--quiet", out)[0] == 0

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kdstore.errors import UsageError
 from kdstore.readers.collate import Batch, Collator
-from kdstore.readers.sampler import epoch_order
+from kdstore.readers.sampler import draw_of_epoch, epoch_order
 
 if TYPE_CHECKING:
     from kdstore.readers.store import Store
@@ -23,7 +23,8 @@ class Loader:
     """Batches of ``batch_tokens`` tokens at most, or of ``batch_size`` samples.
 
     A padded batch counts its padding. A sample longer than ``batch_tokens`` is a batch of its own.
-    Every sample comes once an epoch.
+    Every sample comes once an epoch, with ``draw`` of its signal: by default epoch e reads draw
+    e mod ``store.num_draws``.
     """
 
     store: Store
@@ -34,6 +35,7 @@ class Loader:
     seed: int = 0
     epochs: int = 1
     shuffle: bool = True
+    draw: int | None = None
 
     def __post_init__(self) -> None:
         if (self.batch_tokens is None) == (self.batch_size is None):
@@ -57,8 +59,9 @@ class Loader:
     def _groups(self, epoch: int) -> Iterator[list[Sample]]:
         group: list[Sample] = []
         longest = total = 0
+        draw = draw_of_epoch(self.store, epoch) if self.draw is None else self.draw
         for index in self.order(epoch):
-            sample = self.store[int(index)]
+            sample = self.store[int(index), draw]
             longest, total = max(longest, sample.num_tokens), total + sample.num_tokens
             if group and self._is_over(len(group) + 1, longest, total):
                 yield group

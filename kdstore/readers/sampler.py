@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from kdstore.hashing import Purpose, hash_fields
-from kdstore.readers.store import CACHED_ROW_GROUPS
+from kdstore.readers.cache import CACHED_ROW_GROUPS
 
 if TYPE_CHECKING:
-    from kdstore.readers.store import Store
+    from kdstore.readers.store import Index, Store
 
 
 def epoch_order(store: Store, *, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -36,8 +36,16 @@ def epoch_order(store: Store, *, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.concatenate(parts)
 
 
-class EpochSampler(torch.utils.data.Sampler[int]):
-    """``epoch_order`` as the sampler of a torch DataLoader; ``set_epoch`` names the epoch."""
+def draw_of_epoch(store: Store, epoch: int) -> int:
+    """The draw that an epoch reads: each in turn."""
+    return epoch % store.num_draws
+
+
+class EpochSampler(torch.utils.data.Sampler["Index"]):
+    """``epoch_order`` as the sampler of a torch DataLoader; ``set_epoch`` names the epoch.
+
+    Of a store with several draws it gives (index, draw), with the epoch's draw.
+    """
 
     def __init__(self, store: Store, *, seed: int) -> None:
         self.store, self.seed, self.epoch = store, seed, 0
@@ -49,5 +57,9 @@ class EpochSampler(torch.utils.data.Sampler[int]):
     def __len__(self) -> int:
         return len(self.store)
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(epoch_order(self.store, seed=self.seed, epoch=self.epoch).tolist())
+    def __iter__(self) -> Iterator[Index]:
+        indices = epoch_order(self.store, seed=self.seed, epoch=self.epoch).tolist()
+        if self.store.num_draws == 1:
+            return iter(indices)
+        draw = draw_of_epoch(self.store, self.epoch)
+        return ((index, draw) for index in indices)

@@ -7,9 +7,9 @@ row is read, so a plain read gives exactly what was written or raises CorruptSha
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,18 +18,20 @@ import xxhash
 
 from kdstore.codecs.base import SignalCodec
 from kdstore.codecs.planes import Plane
-from kdstore.codecs.rows import PLAIN_COLUMNS, ROW_HASH, RUNS, decode_runs, row_hash
+from kdstore.codecs.rows import PLAIN_COLUMNS, ROW_HASH, RUNS, decode_runs, encode_runs, row_hash
 from kdstore.commit import ShardRecord
 from kdstore.errors import CorruptShardError, KDStoreError, StorageError
 from kdstore.filesystem import Folder
 from kdstore.header import Header, parse_json_object
 from kdstore.layout import signal_column
 from kdstore.sample import Sample, Span
+from kdstore.signal import SparseSignal
 
 RESTORE = (
-    "restore the shard from a copy; or remove its unit's file in commits/ and every "
-    "manifest-*.parquet, then run the same dump again: it makes the unit anew"
+    "restore the shard from a copy; or, where its data/ lies, remove its unit's file in commits/ "
+    "and every manifest-*.parquet, then run the same dump again: it makes the unit anew"
 )
+T = TypeVar("T")
 _NULLABLE = ("text", "messages", "metadata")
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError)
 
@@ -62,6 +64,14 @@ class RowDecoder:
             metadata=_json(cells.get("metadata")),
         )
         return replace(sample, signal=self.codec.decode(planes, sample.previous_S))
+
+    def addition(self, cells: Mapping[str, Any], sample: Sample) -> SparseSignal:
+        """What an overlay's row adds to a sample; CorruptShardError if it is another's row."""
+        _expect("sample_id", cells["sample_id"], sample.sample_id)
+        _expect("num_scored", int(cells["num_scored"]), sample.num_scored)
+        _expect(RUNS, cells[signal_column(self.signal, RUNS)], encode_runs([sample]).cell(0))
+        planes = {name: _plane(cells, self.signal, name) for name in self.codec.planes}
+        return self.codec.decode(planes, sample.previous_S)
 
 
 class ShardReader:
@@ -110,12 +120,25 @@ class ShardReader:
         return values
 
     def group_of_row(self, row: int) -> tuple[int, int]:
-        """The row group that holds a row of the shard, and the row's place in it."""
+        """The row group that holds a row, and its place there; CorruptShardError if none does."""
+        if row >= self.record.rows:
+            raise self._corrupt("no such row", row=row, got=f"{self.record.rows} rows")
         group = int(np.searchsorted(self.first_rows, row, side="right")) - 1
         return group, row - int(self.first_rows[group])
 
     def sample(self, table: pa.Table, group: int, index: int) -> Sample:
         """The sample at a place of a row group's table, its hash checked and its signal decoded."""
+        return self._decoded(table, group, index, self.decoder.sample)
+
+    def addition(self, table: pa.Table, group: int, index: int, sample: Sample) -> SparseSignal:
+        """What the row at that place, of an overlay's shard, adds to a sample; checked alike."""
+        return self._decoded(
+            table, group, index, lambda cells: self.decoder.addition(cells, sample)
+        )
+
+    def _decoded(
+        self, table: pa.Table, group: int, index: int, decode: Callable[[dict[str, Any]], T]
+    ) -> T:
         row = int(self.first_rows[group]) + index
         try:
             cells = {name: _cell(table, name, index) for name in table.column_names}
@@ -128,7 +151,7 @@ class ShardReader:
         if stored != actual:
             raise self._corrupt("row hash differs", row=row, expected=stored, got=actual)
         try:
-            return self.decoder.sample(cells)
+            return decode(cells)
         except (KDStoreError, *_READ_ERRORS) as error:
             raise self._corrupt("the row does not decode", row=row, got=error) from error
 
@@ -200,7 +223,7 @@ def _json(text: str | None) -> Any:
         raise ValueError("JSON nested too deeply") from error
 
 
-def _expect(name: str, got: int, expected: int) -> None:
+def _expect(name: str, got: Any, expected: Any) -> None:
     if got != expected:
         raise CorruptShardError(
             f"{name} differs from the row's content", expected=expected, got=got

@@ -14,14 +14,14 @@ from kdstore.readers.store import Store
 def store_stats(store: Store) -> dict[str, Any]:
     """Counts, means and bytes of a store, ready for JSON.
 
-    ``bytes_total`` is the size of all shards, footers included, ``bytes_store`` that of every file.
-    ``bytes_per_position`` divides by scored positions: ``total`` = ``signal`` + ``scalars`` +
-    ``input_ids`` + ``other``. Means are of what the teacher gave, before any rounding. Raises
-    CorruptShardError for a shard whose footer is damaged.
+    ``bytes_total`` is the size of all shards, overlays' included, ``bytes_store`` that of every
+    file. ``bytes_per_position`` divides by scored positions: ``total`` = ``signal`` + ``scalars`` +
+    ``input_ids`` + ``overlays`` + ``other``. Means are of what the teacher gave, before any
+    rounding. Raises CorruptShardError for a shard whose footer is damaged.
     """
     shards = [commit.shard for commit in store.commits]
     scored = sum(shard.scored for shard in shards)
-    bytes_total = sum(shard.bytes for shard in shards)
+    bytes_total = sum(shard.bytes for shard in shards) + _overlay_bytes(store)
     return {
         "num_samples": len(store),
         "num_tokens": sum(shard.tokens for shard in shards),
@@ -50,11 +50,17 @@ def _bytes_per_position(store: Store, bytes_total: int, scored: int) -> dict[str
         "signal": sum(columns[name] for name in entries),
         "scalars": sum(columns[name] for name in scalars),
         "input_ids": columns["input_ids"],
+        "overlays": _overlay_bytes(store),
     }
     parts["other"] = 2 * parts["total"] - sum(parts.values())
     divisor = max(scored, 1)
     per_column = {name: size / divisor for name, size in sorted(columns.items())}
     return {**{name: size / divisor for name, size in parts.items()}, "columns": per_column}
+
+
+def _overlay_bytes(store: Store) -> int:
+    overlays = store.overlays.found.values()
+    return sum(commit.shard.bytes for o in overlays for commit in o.commits.values())
 
 
 def _column_bytes(store: Store) -> Counter[str]:
@@ -74,10 +80,13 @@ def _top_level(path: str) -> str:
 
 
 def _bookkeeping_bytes(store: Store) -> int:
-    folder = store.folder
-    files = [*store.header.files, *(name for name in folder.names() if "." in name[1:])]
-    files += [f"{COMMITS}/{name}" for name in folder.names(COMMITS)]
-    return sum(folder.size(name) for name in set(files) if not name.startswith("."))
+    """Bytes of everything but shards, of the store and of its overlays."""
+    total = sum(store.folder.size(path) for path in store.header.files if "/" in path)
+    for folder in (store.folder, *(o.folder for o in store.overlays.found.values())):
+        files = [name for name in folder.names() if "." in name[1:] and name[0] != "."]
+        files += [f"{COMMITS}/{name}" for name in folder.names(COMMITS) if name[0] != "."]
+        total += sum(map(folder.size, files))
+    return total
 
 
 def _mean(store: Store, name: str, scored: int) -> float:

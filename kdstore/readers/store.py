@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from kdstore.align import TokenTable
 from kdstore.align.tokenizer_files import TABLE_FILE
@@ -19,47 +17,62 @@ from kdstore.errors import UsageError
 from kdstore.filesystem import Folder
 from kdstore.header import Header, read_header
 from kdstore.layout import HEADER, ID_ORDER, MAIN_SIGNAL, TOKENIZER
+from kdstore.readers.cache import ShardCache
+from kdstore.readers.overlay import Overlays
 from kdstore.readers.shard import RowDecoder, ShardReader
 from kdstore.sample import Sample
 
 if TYPE_CHECKING:
     from kdstore.readers.loader import Loader
 
-CACHED_ROW_GROUPS = 4
+Index = int | tuple[int, int]
 
 
-def open(url: str | Path, *, signal: str = MAIN_SIGNAL, **storage_options: Any) -> Store:
+def open(
+    url: str | Path,
+    *,
+    signal: str = MAIN_SIGNAL,
+    overlays: Sequence[str] | None = None,
+    **storage_options: Any,
+) -> Store:
     """The store at a path or fsspec URL, of which one named signal is read.
 
-    Raises StoreNotFoundError if there is none and HeaderError if its header cannot be read.
+    ``overlays`` names those to read with it; None reads every one that is complete. Raises
+    StoreNotFoundError if there is no store, HeaderError if its header or that of an overlay cannot
+    be read, and UsageError if a named overlay is missing or incomplete.
     """
-    return Store(Folder(url, **storage_options), signal=signal)
+    return Store(Folder(url, **storage_options), signal=signal, overlays=overlays)
 
 
 class Store:
     """The committed samples of a store, in order of unit: ``len``, ``store[i]``, iteration.
 
+    ``store[i, r]`` is the sample with draw r of its signal, ``store[i]`` that with draw 0. The
+    scalars of overlays come with either.
+
     Opens no shard before one is needed. Can be pickled: files are opened anew in each process, so a
     torch DataLoader may fork or spawn.
     """
 
-    def __init__(self, folder: Folder, *, signal: str = MAIN_SIGNAL) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        *,
+        signal: str = MAIN_SIGNAL,
+        overlays: Sequence[str] | None = None,
+    ) -> None:
         self.folder, self.signal = folder, signal
+        self._cache = ShardCache(folder)
         self._decoder: RowDecoder | None = None
-        self._shards: dict[int, ShardReader] = {}
-        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
         self.header = read_header(folder)
         _check_signal(self.header, signal, folder)
         self.commits = list(load_commits(folder, self.header).values())
         self.first_rows = np.cumsum([0, *(commit.shard.rows for commit in self.commits)])
+        units = [commit.unit for commit in self.commits]
+        self.overlays = Overlays(folder, self.header, signal=signal, units=units, names=overlays)
 
     def __getstate__(self) -> dict[str, Any]:
-        open_things = {"_decoder", "_shards", "_groups"}
-        return {name: value for name, value in vars(self).items() if name not in open_things}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._reset()
+        return {**vars(self), "_decoder": None}
 
     def __repr__(self) -> str:
         return f"Store({self.folder.url!r}, {len(self)} samples)"
@@ -67,20 +80,27 @@ class Store:
     def __len__(self) -> int:
         return int(self.first_rows[-1])
 
-    def __getitem__(self, index: int) -> Sample:
-        """The sample at an index; negative ones count from the end. CorruptShardError on damage."""
-        row = index + len(self) if index < 0 else index
-        if not 0 <= row < len(self):
-            raise IndexError(f"sample {index} of a store of {len(self)}")
-        unit_index = int(np.searchsorted(self.first_rows, row, side="right")) - 1
-        shard = self.shard(unit_index)
-        group, place = shard.group_of_row(row - int(self.first_rows[unit_index]))
-        return shard.sample(self._group(unit_index, group), group, place)
+    def __getitem__(self, index: Index) -> Sample:
+        """The sample at an index, or at (index, draw); negative indices count from the end.
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        Raises CorruptShardError on damage, and UsageError if the store has no such draw.
+        """
+        number, draw = index if isinstance(index, tuple) else (index, 0)
+        row = number + len(self) if number < 0 else number
+        if not 0 <= row < len(self):
+            raise IndexError(f"sample {number} of a store of {len(self)}")
+        unit_index = int(np.searchsorted(self.first_rows, row, side="right")) - 1
+        shard, row = self.shard(unit_index), row - int(self.first_rows[unit_index])
+        group, place = shard.group_of_row(row)
+        sample = shard.sample(self._cache.row_group(shard, group), group, place)
+        unit, codec = self.commits[unit_index].unit, self.decoder.codec
+        return self.overlays.extend(sample, unit=unit, row=row, draw=draw, codec=codec)
+
+    def __getitems__(self, indices: Sequence[Index]) -> list[Sample]:
         """Several samples in the order asked for; neighbours share the reading."""
-        found = {index: self[index] for index in sorted(set(indices))}
-        return [found[index] for index in indices]
+        pairs = [index if isinstance(index, tuple) else (index, 0) for index in indices]
+        found = {pair: self[pair] for pair in sorted(set(pairs))}
+        return [found[pair] for pair in pairs]
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -100,6 +120,11 @@ class Store:
         """Whether every unit of the plan is committed."""
         return len(self.commits) == self.header.num_units
 
+    @property
+    def num_draws(self) -> int:
+        """Draws of the signal that can be read: 0 to this number - 1; 1 without overlays."""
+        return self.overlays.num_draws
+
     def row_groups(self) -> list[tuple[int, int]]:
         """Half-open ranges of indices that are read together; opens every shard."""
         ranges = []
@@ -116,9 +141,8 @@ class Store:
 
     def close(self) -> None:
         """Close all shards; a later read opens them anew."""
-        for shard in self._shards.values():
-            shard.close()
-        self._reset()
+        self._cache.close()
+        self.overlays.close()
 
     def find(self, sample_id: str) -> int:
         """The index of a sample's id, by reading the id column; KeyError if there is none."""
@@ -144,10 +168,7 @@ class Store:
 
     def shard(self, unit_index: int) -> ShardReader:
         """The opened shard of the n-th committed unit."""
-        if unit_index not in self._shards:
-            commit = self.commits[unit_index]
-            self._shards[unit_index] = ShardReader(self.folder, commit.shard, self.decoder)
-        return self._shards[unit_index]
+        return self._cache.shard(self.commits[unit_index].shard, self.decoder)
 
     @property
     def decoder(self) -> RowDecoder:
@@ -170,18 +191,6 @@ class Store:
             scalars=signal["scalars"],
             where=self.folder.location(HEADER),
         )
-
-    def _group(self, unit_index: int, group: int) -> pa.Table:
-        key = (unit_index, group)
-        if key not in self._groups:
-            self._groups[key] = self.shard(unit_index).row_group(group)
-            while len(self._groups) > CACHED_ROW_GROUPS:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(key)
-        return self._groups[key]
-
-    def _reset(self) -> None:
-        self._decoder, self._shards, self._groups = None, {}, OrderedDict()
 
 
 def _check_signal(header: Header, signal: str, folder: Folder) -> None:

@@ -11,9 +11,13 @@ import xxhash
 from kdstore.align.tokenizer_files import TOKENIZER_FILE
 from kdstore.commit import Commit, ShardRecord, read_part
 from kdstore.errors import HeaderError, KDStoreError, StorageError
+from kdstore.filesystem import Folder
 from kdstore.hashing import sha256_hex
 from kdstore.layout import PLAN, TOKENIZER, commit_path
+from kdstore.overlay import Overlay
+from kdstore.readers.overlay import OverlayReader
 from kdstore.readers.store import Store
+from kdstore.sample import Sample
 from kdstore.writers.plan import Plan
 
 _BLOCK_BYTES = 1 << 22
@@ -56,24 +60,28 @@ def verify_store(
         report.problems.append(
             f"the dump is unfinished: {len(store.commits)} of {store.header.num_units} units"
         )
-    plan = _gather(report, lambda: _read_plan(store))
+    plan = _gather(report, _read_plan, store)
     _check_files(store, report)
     decoder = _gather(report, lambda: store.decoder)
     if plan is None or decoder is None:
         return report
+    for overlay in store.overlays.found.values():
+        if len(overlay.commits) < overlay.header.num_units:
+            report.problems.append(f"overlay {overlay.name} is unfinished: {overlay.progress}")
     for index in range(len(store.commits)):
         _verify_unit(store, index, plan, report)
         on_unit(1)
     return report
 
 
-def _gather(report: VerifyReport, check: Callable[[], Any]) -> Any:
+def _gather(report: VerifyReport, check: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        return check()
+        return check(*arguments)
     except StorageError:
         raise  # a dead network is no fault of the store
     except (KDStoreError, OSError) as error:
-        report.problems.append(str(error))
+        if str(error) not in report.problems:  # every row of a damaged row group says the same
+            report.problems.append(str(error))
         return None
 
 
@@ -102,10 +110,12 @@ def _read_plan(store: Store) -> Plan:
 def _check_files(store: Store, report: VerifyReport) -> None:
     """The files written with the header, and the token table against the identity."""
     for path, digest in store.header.files.items():
-        found = _gather(report, lambda path=path: sha256_hex(read_part(store.folder, path)))  # type: ignore[misc]
-        if found not in (None, digest):
+        data = _gather(report, read_part, store.folder, path)
+        if data is not None and sha256_hex(data) != digest:
             where = store.folder.location(path)
-            report.problems.append(f"{where}: SHA-256 is {found}, the header has {digest}")
+            report.problems.append(
+                f"{where}: SHA-256 is {sha256_hex(data)}, the header has {digest}"
+            )
     identity = store.header.identity
     if store.header.files.get(f"{TOKENIZER}/{TOKENIZER_FILE}") != identity["tokenizer_digest"]:
         report.problems.append("the stored tokenizer is not the one that the identity names")
@@ -116,19 +126,19 @@ def _check_files(store: Store, report: VerifyReport) -> None:
 
 def _verify_unit(store: Store, index: int, plan: Plan, report: VerifyReport) -> None:
     commit = store.commits[index]
-    hash_problem = _gather(report, lambda: _check_file(store, commit.shard))
-    if hash_problem:
-        report.problems.append(hash_problem)
-    if _gather(report, lambda: _commit_file(store, commit.unit)) not in (None, commit):
-        report.problems.append(f"unit {commit.unit}: manifest and commit file differ")
+    _verify_files(store.folder, commit, report)
     planned = plan.unit(commit.unit)
+    found_overlays = store.overlays.found.values()
+    overlays = [_overlay_reader(store, overlay, commit, report) for overlay in found_overlays]
     found: list[tuple[str, int]] = []
     scored = 0
-    for sample in _samples(store, index, report):
+    for row, sample in _samples(store, index, report):
         found.append((sample.sample_id, sample.num_tokens))
         scored += sample.num_scored
+        for overlay in filter(None, overlays):
+            _gather(report, overlay.addition, sample, commit.unit, row)
     counts = (len(found), sum(tokens for _, tokens in found), scored)
-    committed = (commit.shard.rows, commit.shard.tokens, commit.shard.scored)
+    committed = _counts(commit.shard)
     where = store.folder.location(commit.shard.path)
     if counts != committed:
         report.problems.append(
@@ -141,16 +151,53 @@ def _verify_unit(store: Store, index: int, plan: Plan, report: VerifyReport) -> 
     report.num_scored += scored
 
 
-def _commit_file(store: Store, unit: int) -> Commit:
+def _overlay_reader(
+    store: Store, overlay: Overlay, commit: Commit, report: VerifyReport
+) -> OverlayReader | None:
+    """What reads an overlay's rows of a unit, its files checked; None if it has none to read."""
+    added = overlay.commits.get(commit.unit)
+    if added is None:
+        return None
+    _verify_files(overlay.folder, added, report)
+    if _counts(added.shard) != _counts(commit.shard):
+        where = overlay.folder.location(added.shard.path)
+        report.problems.append(
+            f"{where}: (rows, tokens, scored) is {_counts(added.shard)}, the store's shard has "
+            f"{_counts(commit.shard)}"
+        )
+
+    def opened() -> OverlayReader:
+        reader = store.overlays.reader(overlay.name, store.decoder.codec)
+        reader.shard(commit.unit)
+        return reader
+
+    return _gather(report, opened)  # type: ignore[no-any-return]
+
+
+def _counts(record: ShardRecord) -> tuple[int, int, int]:
+    return record.rows, record.tokens, record.scored
+
+
+def _verify_files(folder: Folder, commit: Commit, report: VerifyReport) -> None:
+    """A shard's bytes against its commit, and the commit's file against the manifest."""
+    hash_problem = _gather(report, _check_file, folder, commit.shard)
+    if hash_problem:
+        report.problems.append(hash_problem)
+    if _gather(report, _commit_file, folder, commit.unit) not in (None, commit):
+        where = folder.location(commit_path(commit.unit))
+        report.problems.append(f"{where}: manifest and commit file differ")
+
+
+def _commit_file(folder: Folder, unit: int) -> Commit:
     path = commit_path(unit)
-    return Commit.from_bytes(read_part(store.folder, path), where=store.folder.location(path))
+    return Commit.from_bytes(read_part(folder, path), where=folder.location(path))
 
 
-def _check_file(store: Store, record: ShardRecord) -> str | None:
+def _check_file(folder: Folder, record: ShardRecord) -> str | None:
     """What is wrong with the bytes of a shard, None if they are those that were committed."""
     digest = xxhash.xxh3_128()
-    where = store.folder.location(record.path)
-    with store.folder.open_file(record.path) as file:
+    where = folder.location(record.path)
+    with folder.open_file(record.path) as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     if digest.hexdigest() != record.xxh3_128:
@@ -158,14 +205,14 @@ def _check_file(store: Store, record: ShardRecord) -> str | None:
     return None
 
 
-def _samples(store: Store, index: int, report: VerifyReport) -> Iterator[Any]:
-    """The samples of a unit that can be read; those that cannot are problems."""
-    shard = _gather(report, lambda: store.shard(index))
+def _samples(store: Store, index: int, report: VerifyReport) -> Iterator[tuple[int, Sample]]:
+    """(row, sample) of the rows of a unit that can be read; those that cannot are problems."""
+    shard = _gather(report, store.shard, index)
     if shard is None:
         return
     for group in range(shard.num_row_groups):
-        table = _gather(report, lambda group=group: shard.row_group(group))  # type: ignore[misc]
+        table = _gather(report, shard.row_group, group)
         for place in range(len(table) if table is not None else 0):
-            sample = _gather(report, lambda t=table, g=group, p=place: shard.sample(t, g, p))  # type: ignore[misc]
+            sample = _gather(report, shard.sample, table, group, place)
             if sample is not None:
-                yield sample
+                yield int(shard.first_rows[group]) + place, sample

@@ -50,6 +50,7 @@ class HFTeacher:
         *,
         scalars: Sequence[str] = DEFAULT_SCALARS,
         seed: int = 0,
+        draw: int = 0,
     ) -> Iterator[tuple[str, SparseSignal]]:
         """(sample_id, signal) of each sample that has scored positions, longest first."""
         self._check_lengths(samples)
@@ -57,7 +58,9 @@ class HFTeacher:
             samples, batch_tokens=self.batch_tokens, mix_lengths=self.info.mixes_lengths
         )
         for batch in batches:
-            signal = self._score_batch(batch, selection, tuple(scalars), seed)
+            positions = [(sample.sample_id, sample.positions_S) for sample in batch]
+            keys = RowKeys.of_samples(positions, seed=seed, draw=draw)
+            signal = self._score_batch(batch, selection, tuple(scalars), keys)
             bounds = np.cumsum([0, *(sample.num_scored for sample in batch)])
             for sample, start, end in zip(batch, bounds, bounds[1:], strict=False):
                 yield sample.sample_id, signal[start:end]
@@ -77,13 +80,12 @@ class HFTeacher:
 
     @torch.inference_mode()
     def _score_batch(
-        self, batch: Sequence[Sample], selection: Selection, scalars: tuple[str, ...], seed: int
+        self, batch: Sequence[Sample], selection: Selection, scalars: tuple[str, ...], keys: RowKeys
     ) -> SparseSignal:
         device = self._split.device
         ids_BL, rows_S = padded_batch(batch)
         labels_S = ids_BL.view(-1)[rows_S + 1]
         hidden = self._split.hidden(ids_BL.to(device)).flatten(0, 1)[rows_S.to(device)]
-        keys = RowKeys.of_samples([(s.sample_id, s.positions_S) for s in batch], seed=seed)
         rows = max(1, HEAD_ELEMENTS // self.vocab_size)
         parts = []
         for start in range(0, len(hidden), rows):

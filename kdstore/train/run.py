@@ -224,6 +224,7 @@ def _run_identity(config: TrainConfig, store: Store) -> dict[str, Any]:
     """What a checkpoint must share with the run that goes on from it."""
     return {
         "store": store.config_digest,
+        "draws": store.num_draws,
         "student": asdict(config.student),
         "losses": config.losses,
         "pack": config.pack,

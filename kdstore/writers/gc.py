@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kdstore.commit import load_commits
+from kdstore.commit import Commit, load_commits
 from kdstore.filesystem import Folder
 from kdstore.header import read_header
-from kdstore.layout import COMMITS, DATA, TOKENIZER, is_partial, is_shard_path
+from kdstore.layout import COMMITS, DATA, TOKENIZER, is_partial, is_shard_path, overlay_path
+from kdstore.overlay import overlay_names, read_overlay
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,25 @@ def find_orphans(folder: Folder, *, older_than_s: float) -> list[Orphan]:
     Younger ones may belong to a dump that is still running. Raises StoreNotFoundError if there is
     no store, and HeaderError if its commits cannot be read.
     """
-    named = {commit.shard.path for commit in load_commits(folder, read_header(folder)).values()}
-    paths = [f"{part}/{name}" for part in (DATA, COMMITS, TOKENIZER) for name in folder.names(part)]
-    paths += folder.names()
-    found = [
-        path for path in paths if is_partial(path) or (is_shard_path(path) and path not in named)
-    ]
+    header = read_header(folder)
+    found = _paths_without_commit(folder, load_commits(folder, header).values())
+    for name in overlay_names(folder):
+        overlay, inner = read_overlay(folder, name, header), overlay_path(name)
+        commits = overlay.commits.values() if overlay else ()
+        unnamed = _paths_without_commit(folder.within(inner), commits)
+        found += [f"{inner}/{path}" for path in unnamed]
     orphans = [_orphan(folder, path) for path in found]
     return [orphan for orphan in orphans if orphan and orphan.age_s >= older_than_s]
+
+
+def _paths_without_commit(folder: Folder, commits: Iterable[Commit]) -> list[str]:
+    """Shards and partial files in the folder of a store, or of an overlay."""
+    named = {commit.shard.path for commit in commits}
+    paths = [f"{part}/{name}" for part in (DATA, COMMITS, TOKENIZER) for name in folder.names(part)]
+    paths += folder.names()
+    return [
+        path for path in paths if is_partial(path) or (is_shard_path(path) and path not in named)
+    ]
 
 
 def _orphan(folder: Folder, path: str) -> Orphan | None:

@@ -22,23 +22,22 @@ from kdstore.signal import SparseSignal
 from kdstore.teacher import Teacher
 from kdstore.writers.dump import DumpSource
 from kdstore.writers.plan import PlannedUnit
-from kdstore.writers.store import StoreWriter
+from kdstore.writers.units import UnitWriter
 
 
 def run_units(
-    writer: StoreWriter,
+    writer: UnitWriter,
     teacher: Teacher,
     source: DumpSource,
-    units: Sequence[int],
+    planned: Sequence[PlannedUnit],
     *,
     quiet: bool = False,
 ) -> None:
-    """Score and commit the given units, in order; the source is read once.
+    """Score and commit the planned units, in order; the source is read once.
 
     Raises InputError if the source no longer gives what was planned, TeacherError if the teacher
     leaves a sample unanswered.
     """
-    planned = [writer.plan.unit(unit) for unit in units]
     total = sum(sum(unit.num_tokens) for unit in planned)
     with Progress("dump", total=total, unit="tokens", quiet=quiet) as progress:
         for unit, samples in planned_samples(source, planned):
@@ -70,7 +69,7 @@ def planned_samples(
 
 
 def _run_unit(
-    writer: StoreWriter,
+    writer: UnitWriter,
     teacher: Teacher,
     unit: PlannedUnit,
     samples: list[Sample],
@@ -83,7 +82,9 @@ def _run_unit(
     seed = int(writer.header.identity["seed"])
     lengths = dict(unit.ids_and_lengths)
     signals: dict[str, SparseSignal] = {}
-    for sample_id, signal in teacher.score(samples, selection, scalars=codec.scalars, seed=seed):
+    for sample_id, signal in teacher.score(
+        samples, selection, scalars=codec.scalars, seed=seed, draw=writer.shards.draw
+    ):
         signals[sample_id] = signal
         on_tokens(lengths.pop(sample_id, 0))
     scored = [_with_signal(sample, signals, selection, codec.scalars) for sample in samples]
@@ -93,7 +94,8 @@ def _run_unit(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **teacher.provenance(),
     }
-    writer.commit(unit.unit, scored, statistics=signal_statistics(scored), provenance=provenance)
+    statistics = signal_statistics(scored) if codec.entry_planes else {}
+    writer.commit(unit.unit, scored, statistics=statistics, provenance=provenance)
     on_tokens(sum(lengths.values()))  # of samples without scored positions
 
 

@@ -47,6 +47,7 @@ class ShardWriter:
     header: Header
     codec: SignalCodec
     signal: str
+    draw: int = 0
 
     @property
     def columns(self) -> list[str]:
@@ -67,8 +68,8 @@ class ShardWriter:
         }
         return pa.schema(fields, metadata={"kdstore": canonical_json(identity)})
 
-    def write(self, target: Path, samples: Sequence[Sample], *, path: str) -> ShardRecord:
-        """Fill ``target`` with samples that carry signals; the record names it ``path``."""
+    def write(self, target: Path, groups: Sequence[list[Sample]], *, path: str) -> ShardRecord:
+        """Fill ``target`` with row groups of samples with signals; the record calls it ``path``."""
         with pq.ParquetWriter(
             target,
             self.schema,
@@ -80,15 +81,16 @@ class ShardWriter:
             write_page_checksum=True,
             write_batch_size=64,
         ) as writer:
-            for group in row_groups(samples):
+            for group in groups:
                 writer.write_batch(self._batch(group), row_group_size=len(group))
-        return _record(target, samples, path)
+        return _record(target, [sample for group in groups for sample in group], path)
 
     def _levels(self) -> dict[str, int]:
         """zstd levels by column; those that are not named have Arrow's default, 1."""
         planes = self.codec.planes
         levels = {signal_column(self.signal, p): self.codec.compression_level(p) for p in planes}
-        return levels | {"input_ids.list.element": IDS_LEVEL}
+        ids = {"input_ids.list.element": IDS_LEVEL} if "input_ids" in self.columns else {}
+        return levels | ids
 
     def _batch(self, samples: Sequence[Sample]) -> pa.RecordBatch:
         planes = {RUNS: encode_runs(samples), **self._encode(samples)}
@@ -113,6 +115,7 @@ class ShardWriter:
         keys = RowKeys.of_samples(
             [(sample.sample_id, sample.positions_S) for sample in samples],
             seed=int(self.header.identity["seed"]),
+            draw=self.draw,
         )
         previous = [sample.previous_S for sample in samples]
         positions = Positions(keys, splits, np.concatenate(previous))

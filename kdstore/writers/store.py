@@ -1,16 +1,14 @@
-"""The store writer: creates or resumes a store, and makes units exist by committing them."""
+"""The store writer: creates a store, or resumes one."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kdstore.codecs import IdOrder, codec_named
-from kdstore.commit import Commit, load_commits, manifest_bytes, read_part
-from kdstore.errors import StorageError, UsageError
+from kdstore.commit import read_part
+from kdstore.errors import UsageError
 from kdstore.filesystem import Folder
 from kdstore.hashing import sha256_hex
 from kdstore.header import Header, check_same_identity
@@ -22,15 +20,11 @@ from kdstore.layout import (
     MAIN_SIGNAL,
     PLAN,
     TOKENIZER,
-    commit_path,
-    manifest_path,
-    shard_path,
 )
-from kdstore.sample import Sample
 from kdstore.writers.plan import Plan
 from kdstore.writers.shard import ShardWriter
+from kdstore.writers.units import UnitWriter
 
-COMMITS_PER_MANIFEST = 1000
 _OURS = {HEADER, DATA, COMMITS, ID_ORDER, PLAN, TOKENIZER}
 
 
@@ -43,12 +37,11 @@ class NewPlan:
     counters: dict[str, int]
 
 
-class StoreWriter:
+class StoreWriter(UnitWriter):
     """An open store: its header, plan and id order, and the units that are committed."""
 
     def __init__(self, folder: Folder, header: Header, plan: Plan, order: IdOrder) -> None:
-        self.folder, self.header, self.plan = folder, header, plan
-        self.commits = load_commits(folder, header)
+        self.plan = plan
         signal = header.identity["signals"][MAIN_SIGNAL]
         codec = codec_named(
             signal["codec"],
@@ -57,7 +50,7 @@ class StoreWriter:
             scalars=signal["scalars"],
             where=folder.location(HEADER),
         )
-        self.shards = ShardWriter(header, codec, MAIN_SIGNAL)
+        super().__init__(folder, header, ShardWriter(header, codec, MAIN_SIGNAL))
 
     @classmethod
     def open(
@@ -92,51 +85,6 @@ class StoreWriter:
             where=folder.location(ID_ORDER),
         )
         return cls(folder, header, plan, order)
-
-    def pending_units(self, *, worker: int = 0, num_workers: int = 1) -> list[int]:
-        """Units that no commit names yet, of those that fall to one of several workers."""
-        units = range(worker, self.plan.num_units, num_workers)
-        return [unit for unit in units if unit not in self.commits]
-
-    def commit(
-        self,
-        unit: int,
-        samples: Sequence[Sample],
-        *,
-        statistics: dict[str, Any],
-        provenance: dict[str, Any],
-    ) -> Commit:
-        """Write a unit's shard under a name of its own, then the commit that makes it exist.
-
-        Where another worker committed the unit first, its shard stays and ours is removed: any
-        complete attempt of a unit is as good as another.
-        """
-        path = shard_path(unit, secrets.token_hex(4))
-        with self.folder.writing(path) as target:
-            record = self.shards.write(target, samples, path=path)
-        commit = Commit(unit, record, self.header.config_digest, statistics, provenance)
-        if not self.folder.create(commit_path(unit), commit.to_bytes()):
-            name = commit_path(unit)
-            commit = Commit.from_bytes(self.folder.read(name), where=self.folder.location(name))
-            if commit.shard.path != path:  # else the create went through and its answer was lost
-                with suppress(StorageError):  # an orphan is harmless
-                    self.folder.remove(path)
-        self.commits[unit] = commit
-        if len(self.commits) % COMMITS_PER_MANIFEST == 0:
-            self._write_manifest()
-        return commit
-
-    def seal(self) -> bool:
-        """Write the manifest of all units if every one is committed; whether that is so."""
-        self.commits = load_commits(self.folder, self.header)
-        complete = len(self.commits) == self.plan.num_units
-        if complete and not self.folder.exists(manifest_path(len(self.commits))):
-            self._write_manifest()
-        return complete
-
-    def _write_manifest(self) -> None:
-        data = manifest_bytes(list(self.commits.values()))
-        self.folder.replace(manifest_path(len(self.commits)), data)
 
 
 def _check_free(folder: Folder) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import kdstore
 from kdstore.readers.sampler import EpochSampler, epoch_order
+from kdstore.readers.store import Store
 
 Dump = Callable[..., Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -85,6 +86,24 @@ def test_resume_of_another_run_is_refused(kdstore_cli: Run, config_file: Path, d
         code, _, error = kdstore_cli("train", config_file, change, "--resume", "--quiet")
         assert code == 1
         assert f"of another run: {field}" in error
+    dump(overlay="draw1", draw=1)
+    code, _, error = kdstore_cli("train", config_file, "--resume", "--quiet")
+    assert (code, "of another run: draws" in error) == (1, True), error
+
+
+def test_each_epoch_reads_the_next_draw(
+    kdstore_cli: Run, config_file: Path, dump: Dump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dump(overlay="draw1", draw=1)
+    read: list[tuple[int, int]] = []
+    get = Store.__getitems__
+    monkeypatch.setattr(
+        Store, "__getitems__", lambda self, pairs: read.extend(pairs) or get(self, pairs)
+    )
+    assert kdstore_cli("train", config_file, "training.max_steps=12", "--quiet")[0] == 0
+    epochs = [read[start : start + 60] for start in range(0, len(read), 60)]
+    assert [{draw for _, draw in epoch} for epoch in epochs] == [{0}, {1}, {0}]
+    assert [sorted(index for index, _ in epoch) for epoch in epochs] == [list(range(60))] * 3
 
 
 def test_an_unfinished_store_is_said(kdstore_cli: Run, config_file: Path, dump: Dump) -> None:

@@ -11,7 +11,7 @@ import torch
 
 import kdstore
 from kdstore.errors import UsageError
-from kdstore.readers.store import CACHED_ROW_GROUPS
+from kdstore.readers.cache import CACHED_ROW_GROUPS
 from kdstore.sample import Sample
 from kdstore.signal import SparseSignal
 

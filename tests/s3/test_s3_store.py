@@ -109,6 +109,22 @@ def test_two_workers_of_which_one_is_killed(
     assert kdstore_cli("verify", "--quiet", url)[0] == 0
 
 
+def test_an_overlay_in_s3_is_the_local_one(dump: Dump, kdstore_cli: Run, url: str) -> None:
+    local = dump()
+    dump(out=url)
+    for out in (local, url):
+        dump(out=out, overlay="lse", scalars="lse")
+        for worker in ("1/2", "0/2"):
+            assert kdstore.open(str(out)).num_draws == 1
+            dump(out=out, overlay="draw1", draw=1, unit=worker)
+    one, other = kdstore.open(local), kdstore.open(url)
+    for index in range(60):
+        assert_same(one[index, 1], other[index, 1])
+    assert "lse" in one[0].signal.scalars  # type: ignore[union-attr]
+    code, output, error = kdstore_cli("verify", "--quiet", "--json", url)
+    assert (code, json.loads(output)["num_samples"]) == (0, 60), error
+
+
 def samples_only(samples: list[Sample]) -> list[Sample]:
     return samples
 

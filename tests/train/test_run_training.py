@@ -47,6 +47,7 @@ class ListStore(list):
 
     config_digest = "0123abcd"
     is_complete = True
+    num_draws = 1
 
     def __init__(self, tokenizer, samples):
         super().__init__(samples)

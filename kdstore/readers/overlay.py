@@ -1,0 +1,161 @@
+"""Overlays as a reader sees them: what they add to the samples of their store.
+
+An overlay is read once every unit of the store has it. Where two hold the same draw, or the same
+scalar, the first by name is read, and the store's own scalars come before any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+from kdstore.codecs import SignalCodec, codec_named
+from kdstore.codecs.scalars_only import ScalarsCodec
+from kdstore.errors import UsageError
+from kdstore.filesystem import Folder
+from kdstore.header import Header
+from kdstore.layout import OVERLAY_HEADER, is_overlay_name
+from kdstore.overlay import Overlay, read_overlay, read_overlays
+from kdstore.readers.cache import ShardCache
+from kdstore.readers.shard import RowDecoder, ShardReader
+from kdstore.sample import Sample
+from kdstore.signal import SparseSignal
+
+
+class Overlays:
+    """The overlays of an opened store: ``found`` by name, of which the complete ones are read.
+
+    With ``names`` only these are looked at; UsageError if one is missing or incomplete.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        header: Header,
+        *,
+        signal: str,
+        units: Sequence[int],
+        names: Sequence[str] | None = None,
+    ) -> None:
+        if names is None:
+            overlays = read_overlays(folder, header)
+        else:
+            overlays = [_named(folder, name, header, units) for name in sorted(set(names))]
+        self.found = {o.name: o for o in overlays if o.header.identity["signal"] == signal}
+        complete = [overlay for overlay in self.found.values() if overlay.covers(units)]
+        draws = {overlay.header.draw: overlay.name for overlay in reversed(complete)}
+        self._draws = {draw: name for draw, name in draws.items() if draw}
+        self._scalars = [overlay.name for overlay in complete if not overlay.header.draw]
+        self._readers: dict[str, OverlayReader] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_readers": {}}
+
+    @property
+    def num_draws(self) -> int:
+        """How many draws there are without a gap, the store's own included."""
+        return next(draw for draw in count(1) if draw not in self._draws)
+
+    def extend(
+        self, sample: Sample, *, unit: int, row: int, draw: int, codec: SignalCodec
+    ) -> Sample:
+        """The sample of a unit's row with the entries of a draw and all scalars.
+
+        ``codec`` is that of the store's own signal. Raises CorruptShardError if a row of an overlay
+        is damaged or not this sample's, and UsageError if there is no such draw.
+        """
+        names = self._scalars if draw == 0 else [self._name_of(draw), *self._scalars]
+        for name in names:
+            sample = self.reader(name, codec).extend(sample, unit, row)
+        return sample
+
+    def reader(self, name: str, codec: SignalCodec) -> OverlayReader:
+        """The reader of one overlay that was found, complete or not."""
+        if name not in self._readers:
+            self._readers[name] = OverlayReader(self.found[name], codec)
+        return self._readers[name]
+
+    def close(self) -> None:
+        """Close all shards; a later read opens them anew."""
+        for reader in self._readers.values():
+            reader.close()
+
+    def _name_of(self, draw: int) -> str:
+        if draw in self._draws:
+            return self._draws[draw]
+        partial = [o for o in self.found.values() if o.header.draw == draw]
+        raise UsageError(
+            f"draw {draw} is incomplete" if partial else f"the store has no draw {draw}",
+            where=", ".join(overlay.folder.url for overlay in partial) or None,
+            expected="one of " + ", ".join(map(str, [0, *sorted(self._draws)])),
+            got=", ".join(overlay.progress for overlay in partial) or draw,
+            todo=f"add it: kdstore dump … --overlay NAME --draw {draw}",
+        )
+
+
+class OverlayReader:
+    """The committed rows of one overlay; a shard is opened when one is needed.
+
+    ``codec`` is that of the store's own signal: it knows the selection and the id order.
+    """
+
+    def __init__(self, overlay: Overlay, codec: SignalCodec) -> None:
+        self.overlay = overlay
+        self._cache = ShardCache(overlay.folder)
+        signal = overlay.header.identity["signal"]
+        self._decoder = RowDecoder(overlay.header, overlay_codec(overlay, codec), signal)
+
+    def extend(self, sample: Sample, unit: int, row: int) -> Sample:
+        """The sample of a unit's row with another draw's entries, or with more scalars.
+
+        Raises CorruptShardError if the overlay's row is damaged or not this sample's.
+        """
+        added = self.addition(sample, unit, row)
+        signal = sample.signal
+        if signal is None:
+            return replace(sample, signal=added)
+        if self.overlay.header.draw:
+            return replace(sample, signal=replace(added, scalars=signal.scalars))
+        new = {name: v for name, v in added.scalars.items() if name not in signal.scalars}
+        return replace(sample, signal=replace(signal, scalars={**signal.scalars, **new}))
+
+    def addition(self, sample: Sample, unit: int, row: int) -> SparseSignal:
+        """What the row holds: entries without scalars, or scalars without entries."""
+        shard = self.shard(unit)
+        group, place = shard.group_of_row(row)
+        return shard.addition(self._cache.row_group(shard, group), group, place, sample)
+
+    def shard(self, unit: int) -> ShardReader:
+        """The opened shard of a unit."""
+        return self._cache.shard(self.overlay.commits[unit].shard, self._decoder)
+
+    def close(self) -> None:
+        """Close all shards; a later read opens them anew."""
+        self._cache.close()
+
+
+def overlay_codec(overlay: Overlay, codec: SignalCodec) -> SignalCodec:
+    """The codec of an overlay, beside ``codec`` of the store's signal; HeaderError if unknown."""
+    header = overlay.header
+    name = header.identity["codec"]
+    if name == ScalarsCodec.name and not header.draw:
+        return ScalarsCodec(codec.selection, order=codec.order, scalars=header.scalars)
+    where = overlay.folder.location(OVERLAY_HEADER)
+    return codec_named(
+        name, codec.selection, order=codec.order, scalars=header.scalars, where=where
+    )
+
+
+def _named(folder: Folder, name: str, header: Header, units: Sequence[int]) -> Overlay:
+    overlay = read_overlay(folder, name, header) if is_overlay_name(name) else None
+    if overlay is None or not overlay.covers(units):
+        raise UsageError(
+            f"the overlay {name!r} cannot be read",
+            where=folder.url,
+            expected="a complete overlay",
+            got="no such overlay" if overlay is None else overlay.progress,
+            todo="see kdstore status; kdstore dump … --overlay adds and completes them",
+        )
+    return overlay
