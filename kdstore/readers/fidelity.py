@@ -143,11 +143,13 @@ class SampledFigures:
             ),
             "variance": mean["variance"],
             "variance_error": _standard_error(values["variance"]),
-            "equivalent_rounds": mean["one_round"] / mean["variance"],
+            "equivalent_rounds": _ratio(mean["one_round"], mean["variance"]),
             "relative_variance": mean["relative"],
             "relative_variance_error": _standard_error(values["relative"]),
             "relative_variance_expected": mean["expected_relative"],
-            "relative_equivalent_rounds": mean["one_round_relative"] / mean["expected_relative"],
+            "relative_equivalent_rounds": _ratio(
+                mean["one_round_relative"], mean["expected_relative"]
+            ),
         }
 
 
@@ -156,6 +158,10 @@ def _probabilities(signal: SparseSignal, vocab_size: int, *, temperature: float)
     logits_CV[signal.rows_N, signal.ids_N] = signal.logprobs_N.astype(np.float64) / temperature
     p_CV = np.exp(logits_CV - logits_CV.max(1, keepdims=True))
     return np.asarray(p_CV / p_CV.sum(1, keepdims=True))
+
+
+def _ratio(value: float, by: float) -> float | None:
+    return value / by if by else None
 
 
 def _spread(values: Floats) -> dict[str, float]:

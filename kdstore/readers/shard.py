@@ -108,9 +108,11 @@ class ShardReader:
 
         Raises CorruptShardError if a page does not match its checksum.
         """
-        columns = [name for pair in self._hashes.items() for name in (pair[0], *pair[1])]
+        columns = dict.fromkeys(
+            name for column, covered in self._hashes.items() for name in (*covered, column)
+        )
         try:
-            return self._file.read_row_group(group, columns=columns, use_threads=False)
+            return self._file.read_row_group(group, columns=list(columns), use_threads=False)
         except StorageError:
             raise
         except _READ_ERRORS as error:
@@ -149,14 +151,17 @@ class ShardReader:
         row = int(self.first_rows[group]) + index
         try:
             cells = {name: _cell(table, name, index) for name in table.column_names}
-            stored = [cells[column] for column in self._hashes]
-            actual = [row_hash(covered, cells) for covered in self._hashes.values()]
+            hashes = [
+                (cells[column], row_hash(covered, cells))
+                for column, covered in self._hashes.items()
+            ]
         except StorageError:
             raise
         except _READ_ERRORS as error:
             raise self._corrupt("cannot read the row", row=row, got=error) from error
-        if stored != actual:
-            raise self._corrupt("row hash differs", row=row, expected=stored, got=actual)
+        for stored, actual in hashes:
+            if stored != actual:
+                raise self._corrupt("row hash differs", row=row, expected=stored, got=actual)
         try:
             return decode(cells)
         except (KDStoreError, *_READ_ERRORS) as error:

@@ -11,7 +11,9 @@ import pytest
 import torch
 import transformers
 
+from kdstore.audit import audited_rows
 from kdstore.errors import TeacherError, UsageError
+from kdstore.hashing import RowKeys
 from kdstore.sample import Sample
 from kdstore.select import parse_selection
 from kdstore.signal import SparseSignal
@@ -83,6 +85,30 @@ def test_scores_equal_the_models_own_forward(name: str, tmp_path: Path) -> None:
             want = logits[sample.positions_S - 1].double().softmax(-1)
             got = torch.from_numpy(answers[sample.sample_id].to_dense(V))
             torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 80, 16_384])
+def test_audits_are_of_the_audited_positions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_tokens: int
+) -> None:
+    """Each sample gets its own, however batches and chunks of the head are cut."""
+    monkeypatch.setattr(hf, "HEAD_ELEMENTS", 7 * V)
+    teacher, samples = (
+        teacher_at(saved_model(tmp_path, "Llama"), batch_tokens=batch_tokens),
+        some_samples(),
+    )
+    whole = signals_of(teacher.score(samples, parse_selection("full"), seed=4))
+    scores = list(teacher.score(samples, parse_selection("topk:k=3"), seed=4, audit_fraction=0.4))
+    by_id = {sample.sample_id: sample for sample in samples}
+    assert sum(len(score.audit) for score in scores) > 15
+    for score in scores:
+        sample = by_id[score.sample_id]
+        keys = RowKeys.of_samples([(sample.sample_id, sample.positions_S)], seed=4)
+        want = whole[score.sample_id][audited_rows(keys, fraction=0.4)]
+        assert (score.audit.selection, dict(score.audit.scalars)) == ("full", {})
+        np.testing.assert_array_equal(score.audit.ids_N, want.ids_N)
+        np.testing.assert_array_equal(score.audit.logprobs_N, want.logprobs_N)
+        assert len(score.signal) == sample.num_scored
 
 
 def test_head_in_small_chunks_gives_the_same(
