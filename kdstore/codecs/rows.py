@@ -90,7 +90,8 @@ def decode_runs(
     if not ascending or num_scored not in (None, covered):
         raise CorruptShardError(
             "scored runs do not fit the sample",
-            expected=f"{num_scored or 'some'} positions within [1, {num_tokens})",
+            expected=f"{'some' if num_scored is None else num_scored} positions "
+            f"within [1, {num_tokens})",
             got=runs[:4],
         )
     return runs

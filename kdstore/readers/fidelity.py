@@ -32,7 +32,7 @@ def store_fidelity(store: Store) -> dict[str, Any]:
     spec = store.header.identity["signals"][MAIN_SIGNAL]["selection"]
     selection = parse_selection(spec)
     figures = SampledFigures(store.vocab_size) if selection.sampled else RankedFigures()
-    kept_mass = num_audited = 0.0
+    kept_mass, num_audited = 0.0, 0
     for signal, teacher_CV in audited_positions(
         store, temperature=getattr(selection, "temperature", 1.0)
     ):
@@ -42,7 +42,7 @@ def store_fidelity(store: Store) -> dict[str, Any]:
     if not num_audited:
         raise _no_audit(store, f"no audited position among {len(store)} samples")
     return {
-        "num_audited": int(num_audited),
+        "num_audited": num_audited,
         "kept_mass": kept_mass / num_audited,
         **figures.summary(),
     }

@@ -20,7 +20,6 @@ from kdstore.progress import Progress
 from kdstore.sample import Sample, ScoreRule
 from kdstore.select import DEFAULT_SCALARS, DEFAULT_SELECTION, Selection, parse_selection
 from kdstore.writers.plan import make_plan
-from kdstore.writers.shard import MAX_CELL_BYTES
 from kdstore.writers.store import NewPlan, StoreWriter
 
 MAX_UNIT_TOKENS = 1 << 22
@@ -158,8 +157,8 @@ def _signals(selection: Selection, config: DumpConfig) -> dict[str, Any]:
 def _audit_checked(
     source: DumpSource, config: DumpConfig, vocab_size: int
 ) -> Iterator[tuple[int, list[Sample]]]:
-    """The source's samples; UsageError for one whose audit would not fit the shard's cells."""
-    limit = MAX_CELL_BYTES // vocab_size  # a byte of every token's log-probability in each plane
+    """The source's samples; UsageError for one whose audit would not fit in memory, or a cell."""
+    limit = MAX_UNIT_ENTRIES // vocab_size
     for row, samples in source.samples():
         for sample in samples:
             if config.audit_fraction and sample.num_scored > limit:

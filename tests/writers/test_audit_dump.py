@@ -135,7 +135,7 @@ def test_a_sample_with_too_much_to_audit_is_refused_at_planning(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dump_module, "MAX_CELL_BYTES", 384 * 20)
+    monkeypatch.setattr(dump_module, "MAX_UNIT_ENTRIES", 384 * 20)
     out = tmp_path / "store"
     options = ("--teacher", teacher_dir, "--data", data_file, "--out", out, "--quiet")
     code, _, error = kdstore_cli("dump", *options, "--audit-fraction", "0.5")
