@@ -5,6 +5,8 @@ Which ones is a keyed hash of seed, sample and position, so every worker and eve
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,10 +17,10 @@ AUDIT_SELECTION = "full"
 
 
 def audited_rows(keys: RowKeys, *, fraction: float) -> NDArray[np.int64]:
-    """int64 [A], ascending: which of the S positions of ``keys`` are audited."""
+    """int64 [A], ascending: which of the S positions of ``keys`` are audited, in any draw."""
     if fraction <= 0:
         return np.zeros(0, dtype=np.int64)
-    return np.flatnonzero(keys.uniform(Purpose.AUDIT)[:, 0] < fraction)
+    return np.flatnonzero(replace(keys, draw=0).uniform(Purpose.AUDIT)[:, 0] < fraction)
 
 
 def audit_runs(sample: Sample, *, fraction: float, seed: int) -> tuple[tuple[int, int], ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,7 @@ def test_the_choice_depends_on_seed_sample_and_position_alone() -> None:
     part = np.arange(100, 900, 3)
     found = part[audited_rows(keys(1000)[part], fraction=0.3)]
     np.testing.assert_array_equal(found, np.intersect1d(whole, part))
+    np.testing.assert_array_equal(audited_rows(replace(keys(1000), draw=1), fraction=0.3), whole)
     for other in (keys(1000, seed=1), keys(1000, name="b")):
         assert len(np.intersect1d(audited_rows(other, fraction=0.3), whole)) < 150
 

@@ -12,16 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 
 import kdstore
+from kdstore.codecs import IdOrder, codec_for
 from kdstore.commit import Commit
 from kdstore.errors import CorruptShardError, HeaderError, UsageError
 from kdstore.hashing import Purpose, RowKeys, json_digest
-from kdstore.layout import commit_path
+from kdstore.layout import commit_path, signal_column
 from kdstore.readers.verify import verify_store
 from kdstore.writers.shard import _record
 from tests.readers.test_store import shard_of
 
 Dump = Callable[..., Path]
-AUDIT_COLUMNS = ["signal/audit/runs", "signal/audit/half0", "signal/audit/half1"]
+PLANES = codec_for("full", order=IdOrder.identity(2), scalars=()).planes
+AUDIT_COLUMNS = [signal_column("audit", name) for name in ("runs", *PLANES, "row_hash")]
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def commit_again(store: Path, table: pa.Table) -> None:
 
 def test_columns_of_the_audit_come_last_with_their_hash(audited: Path) -> None:
     names = pq.read_schema(shard_of(audited)).names
-    assert names[-5:] == ["row_hash", *AUDIT_COLUMNS, "signal/audit/row_hash"]
+    assert names[-len(AUDIT_COLUMNS) - 1 :] == ["row_hash", *AUDIT_COLUMNS]
     assert names[:3] == ["sample_id", "num_tokens", "num_scored"]
 
 
@@ -55,7 +57,7 @@ def test_main_is_read_without_the_audit(audited: Path) -> None:
     assert columns[-1] == "row_hash"
     assert not [name for name in columns if "audit" in name]
     both = store.with_signal("audit").shard(0).row_group(0).column_names
-    assert both == [*columns, *AUDIT_COLUMNS, "signal/audit/row_hash"]
+    assert both == [*columns, *AUDIT_COLUMNS]
 
 
 def test_one_store_gives_another_of_its_signals(audited: Path) -> None:
@@ -67,7 +69,7 @@ def test_one_store_gives_another_of_its_signals(audited: Path) -> None:
         store.with_signal("nothing")
 
 
-@pytest.mark.parametrize("column", [*AUDIT_COLUMNS, "signal/audit/row_hash"])
+@pytest.mark.parametrize("column", AUDIT_COLUMNS)
 def test_damage_to_the_audit_is_found(audited: Path, column: str) -> None:
     """By verify and by its reader; ``main`` is untouched by it."""
     shard = shard_of(audited)
@@ -93,7 +95,7 @@ def test_audits_that_changed_places_are_found(audited: Path) -> None:
     """Whole cells under another sample's id: only the hash can tell."""
     table = pq.read_table(shard_of(audited))
     order = [1, 0, *range(2, len(table))]
-    for name in (*AUDIT_COLUMNS, "signal/audit/row_hash"):
+    for name in AUDIT_COLUMNS:
         index = table.column_names.index(name)
         table = table.set_column(index, table.field(index), table.column(index).take(order))
     commit_again(audited, table)
