@@ -111,8 +111,9 @@ class ShardWriter:
         self, name: str, samples: Sequence[Sample], plain: dict[str, pa.Array]
     ) -> dict[str, pa.Array]:
         """The columns of one signal, the hash that covers them among them."""
-        planes = {RUNS: encode_runs(samples), **self._encode(self.codecs[name], samples)}
-        columns = {signal_column(name, plane): data for plane, data in planes.items()}
+        codec = self.codecs[name]
+        planes = {RUNS: encode_runs(samples), **self._encode(codec, samples)}
+        columns = {signal_column(name, plane): planes[plane] for plane in (RUNS, *codec.planes)}
         covered = [*(self.plain_columns if name == MAIN_SIGNAL else ["sample_id"]), *columns]
         hashes = [
             row_hash(covered, {**_plain_cells(sample, plain, row), **_cells(columns, row)})

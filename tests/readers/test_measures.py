@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from kdstore.codecs import IdOrder, codec_for
+from kdstore.codecs import IdOrder, Positions, codec_for
 from kdstore.hashing import RowKeys
 from kdstore.readers.measures import (
     angle_degrees,
@@ -39,7 +39,8 @@ def decoded(logits: torch.Tensor, spec: str) -> SparseSignal:
     labels = torch.zeros(count, dtype=torch.long)
     signal = select(logits, labels, selection=parse_selection(spec), keys=keys, scalars=())
     codec = codec_for(signal.selection, order=IdOrder.identity(logits.shape[1]), scalars=())
-    return codec.decode(codec.encode(signal, keys, np.array([0, count])), count)
+    positions = Positions(keys, np.array([0, count]), np.zeros(count, dtype=np.int32))
+    return codec.decode(codec.encode(signal, positions), positions.previous_S)
 
 
 def entries_of(signal: SparseSignal, row: int) -> dict[int, float]:
