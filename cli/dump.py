@@ -64,6 +64,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Which positions get a signal: the supervised ones, or all but the first.",
 )
+@click.option(
+    "--audit-fraction",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share of the scored positions whose full distribution is kept, for stats --fidelity.",
+)
 @click.option("--temperatures", default="", help="Record the log-sum-exp at these: 1.5,2.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
@@ -110,6 +117,7 @@ def dump(**options: Any) -> None:
         selection=parse_selection(options["selection"]).spec,
         scalars=(*DEFAULT_SCALARS, *temperature_scalars(options["temperatures"])),
         score=options["score"],
+        audit_fraction=options["audit_fraction"],
         unit_tokens=options["unit_tokens"],
         seed=options["seed"],
     )

@@ -22,13 +22,14 @@ ENTRIES_SHOWN = 5
 @click.command()
 @click.argument("url")
 @click.option("--sample", "name", help="A sample's id, or its number.")
+@click.option("--signal", default="main", show_default=True, help="Or audit, where there is one.")
 @click.option("--positions", type=click.IntRange(min=1), default=20, help="Positions to show.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def inspect(url: str, name: str | None, positions: int, as_json: bool) -> None:
+def inspect(url: str, name: str | None, signal: str, positions: int, as_json: bool) -> None:
     """Show the header and commits of the store at URL, or one of its samples."""
     import kdstore
 
-    store = kdstore.open(url)
+    store = kdstore.open(url, signal=signal)
     if name is None:
         _show_store(store, as_json)
         return

@@ -1,4 +1,4 @@
-"""``kdstore stats``: sizes, entries and kept mass of a store."""
+"""``kdstore stats``: sizes, entries, kept mass and fidelity of a store."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from kdstore_cli.output import print_json, print_table
 
 @click.command()
 @click.argument("url")
+@click.option("--fidelity", is_flag=True, help="Measure the signal at the audited positions.")
 @click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON document.")
-def stats(url: str, as_json: bool) -> None:
+def stats(url: str, fidelity: bool, as_json: bool) -> None:
     """Counts, means and bytes per scored position of the store at URL."""
     import kdstore
     from kdstore.readers.stats import store_stats
 
-    found = store_stats(kdstore.open(url))
+    store = kdstore.open(url)
+    found = store_stats(store)
+    if fidelity:
+        from kdstore.readers.fidelity import store_fidelity
+
+        found["fidelity"] = store_fidelity(store)
     if as_json:
         print_json(found)
     else:
@@ -32,5 +38,9 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
     rows += [(name, found[name]) for name in ("entries_per_position", "kept_mass", "padding_mass")]
     rows += [(f"mean {name}", value) for name, value in found["mean_scalars"].items()]
     rows += [(name, found[name]) for name in ("bytes_total", "bytes_store")]
-    parts = ("total", "signal", "scalars", "input_ids", "overlays", "other")
-    return rows + [(f"bytes per position, {name}", sizes[name]) for name in parts]
+    parts = ("total", "signal", "scalars", "audit", "input_ids", "overlays", "other")
+    rows += [(f"bytes per position, {name}", sizes[name]) for name in parts]
+    for name, value in found.get("fidelity", {}).items():
+        several = value.items() if isinstance(value, dict) else [("", value)]
+        rows += [(f"fidelity: {name.replace('_', ' ')} {part}".rstrip(), v) for part, v in several]
+    return rows

@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     SCALAR_ROUNDING = 5
     ORDER = 6
     GROUP_ORDER = 7
+    AUDIT = 8
 
 
 def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -14,7 +14,7 @@ from typing import Any, Self
 from kdstore.errors import HeaderError, StoreMismatchError, StoreNotFoundError
 from kdstore.filesystem import Folder
 from kdstore.hashing import json_digest
-from kdstore.layout import HEADER
+from kdstore.layout import AUDIT_SIGNAL, HEADER
 
 FORMAT_VERSION = "0.2"
 KNOWN_FEATURES: frozenset[str] = frozenset()
@@ -44,6 +44,11 @@ class Header:
     def num_units(self) -> int:
         """Units of work in the plan."""
         return int(self.plan["units"])
+
+    @property
+    def audit_fraction(self) -> float:
+        """Share of the scored positions that were to be audited; 0 without an audit signal."""
+        return float(self.identity.get("signals", {}).get(AUDIT_SIGNAL, {}).get("fraction", 0.0))
 
     def to_bytes(self) -> bytes:
         """Deterministic JSON of the header, for people and programs."""
@@ -240,7 +245,8 @@ def _check_signals(signals: Any, where: str) -> None:
     named = isinstance(signals, dict) and signals
     fields = {"selection": str, "codec": str, "scalars": list}
     for name, signal in signals.items() if named else [("?", None)]:
-        for field_name, kind in fields.items():
+        audit_fields = {"fraction": float} if name == AUDIT_SIGNAL else {}
+        for field_name, kind in {**fields, **audit_fields}.items():
             value = signal.get(field_name) if isinstance(signal, dict) else None
             if not isinstance(value, kind):
                 raise HeaderError(

@@ -13,6 +13,8 @@ COMMITS = "commits"
 OVERLAYS = "overlays"
 OVERLAY_HEADER = "overlay.json"  # in the overlay's own folder
 MAIN_SIGNAL = "main"
+AUDIT_SIGNAL = "audit"
+ROW_HASH = "row_hash"
 
 _SHARD = re.compile(r"^data/part-\d{6,}-[0-9a-f]{8}\.parquet$")
 _PARTIAL = re.compile(r"(^|/)\.[^/]+\.[0-9a-f]{8}\.partial$")
@@ -66,6 +68,11 @@ def overlay_path(name: str) -> str:
 def is_overlay_name(name: str) -> bool:
     """Whether a name is fit for a folder on any file system."""
     return _OVERLAY_NAME.fullmatch(name) is not None
+
+
+def hash_column(signal: str) -> str:
+    """Column of the hash that covers a named signal; that of ``main`` covers the plain columns."""
+    return ROW_HASH if signal == MAIN_SIGNAL else signal_column(signal, ROW_HASH)
 
 
 def signal_column(signal: str, plane: str) -> str:

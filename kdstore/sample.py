@@ -36,6 +36,7 @@ class Sample:
 
     ``runs`` are the scored positions as half-open ascending ranges; they are normative, spans are
     annotation. ``signal`` is the teacher's answer for those positions, None before scoring.
+    ``audit`` is the sample as the audit signal has it, at audited positions; only dumps set it.
     """
 
     sample_id: str
@@ -46,6 +47,7 @@ class Sample:
     messages: list[dict[str, Any]] | None = None
     metadata: dict[str, Any] | None = None
     signal: SparseSignal | None = field(default=None, repr=False)
+    audit: Sample | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _check_ranges(self)

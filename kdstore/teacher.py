@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kdstore.sample import Sample
@@ -10,6 +11,19 @@ from kdstore.signal import SparseSignal
 
 if TYPE_CHECKING:
     from kdstore.select import Selection
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What a teacher said of one sample.
+
+    ``signal`` is of its scored positions, ``audit`` of those of them that are audited: ``full``,
+    without scalars, from the same logits.
+    """
+
+    sample_id: str
+    signal: SparseSignal
+    audit: SparseSignal
 
 
 class Teacher(Protocol):
@@ -29,8 +43,9 @@ class Teacher(Protocol):
         scalars: Sequence[str],
         seed: int,
         draw: int = 0,
-    ) -> Iterator[tuple[str, SparseSignal]]:
-        """(sample_id, signal of its scored positions) of each sample.
+        audit_fraction: float = 0.0,
+    ) -> Iterator[Score]:
+        """The score of each sample; ``kdstore.audit`` says which positions are audited.
 
         ``draw`` numbers independent draws of a sampled selection.
 

@@ -51,6 +51,16 @@ def test_the_hash_is_frozen() -> None:
     """Stores depend on these numbers: a change here is a change of format."""
     assert hash_fields(0, 1, 2).tolist() == [6768782832058643234]
     assert keys(count=1).uniform(Purpose.TAIL_SAMPLING)[0, 0] == 0.6480070195221406
+    assert {purpose.name: int(purpose) for purpose in Purpose} == {
+        "TAIL_SAMPLING": 1,
+        "MULTINOMIAL": 2,
+        "VALUE_ROUNDING": 3,
+        "WEIGHT_ROUNDING": 4,
+        "SCALAR_ROUNDING": 5,
+        "ORDER": 6,
+        "GROUP_ORDER": 7,
+        "AUDIT": 8,
+    }
 
 
 def test_canonical_json() -> None:

@@ -44,8 +44,9 @@ def main() -> None:
         ],
     }
     sizes = stats["bytes_per_position"]
-    print(f"\n{stats['num_scored']:,} positions stored at {sizes['total']:.1f} bytes each ", end="")
-    print(f"({sizes['signal']:.1f} signal, {sizes['scalars']:.1f} scalars)\n")
+    stored = sizes["total"] - sizes["audit"]
+    print(f"\n{stats['num_scored']:,} positions stored at {stored:.1f} bytes each ", end="")
+    print(f"({sizes['signal']:.1f} signal, {sizes['scalars']:.1f} scalars), the audit apart\n")
     print(f"{'held-out loss':24}  nats per token")
     for name, loss in losses.items():
         print(f"{name:24}  {loss:.3f}")

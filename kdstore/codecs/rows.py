@@ -31,7 +31,6 @@ PLAIN_COLUMNS = {
     "messages": pa.string(),
     "metadata": pa.string(),
 }
-ROW_HASH = "row_hash"
 _NULL = (1 << 64) - 1
 
 
@@ -71,8 +70,13 @@ def encode_runs(samples: Sequence[Sample]) -> Plane:
     return Plane(np.frombuffer(np.array(flat, dtype="<i4").tobytes(), dtype=np.uint8), offsets)
 
 
-def decode_runs(cell: bytes, *, num_tokens: int, num_scored: int) -> tuple[tuple[int, int], ...]:
-    """The runs in a cell; CorruptShardError unless they ascend inside the sample and cover S."""
+def decode_runs(
+    cell: bytes, *, num_tokens: int, num_scored: int | None
+) -> tuple[tuple[int, int], ...]:
+    """The runs in a cell; CorruptShardError unless they ascend inside the sample and cover S.
+
+    Where ``num_scored`` is None, any number of positions will do.
+    """
     if len(cell) % 8:
         raise CorruptShardError(
             "plane 'runs' holds no pairs", expected="8 bytes a run", got=len(cell)
@@ -82,10 +86,12 @@ def decode_runs(cell: bytes, *, num_tokens: int, num_scored: int) -> tuple[tuple
     ascending = len(bounds) == 0 or (bounds[0] >= 1 and bounds[-1] <= num_tokens)
     ascending = ascending and all(start < end for start, end in runs)
     ascending = ascending and all(a[1] <= b[0] for a, b in pairwise(runs))
-    if not ascending or sum(end - start for start, end in runs) != num_scored:
+    covered = sum(end - start for start, end in runs)
+    if not ascending or num_scored not in (None, covered):
         raise CorruptShardError(
             "scored runs do not fit the sample",
-            expected=f"{num_scored} positions within [1, {num_tokens})",
+            expected=f"{'some' if num_scored is None else num_scored} positions "
+            f"within [1, {num_tokens})",
             got=runs[:4],
         )
     return runs

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,12 +19,12 @@ import xxhash
 
 from kdstore.codecs.base import SignalCodec
 from kdstore.codecs.planes import Plane
-from kdstore.codecs.rows import PLAIN_COLUMNS, ROW_HASH, RUNS, decode_runs, encode_runs, row_hash
+from kdstore.codecs.rows import PLAIN_COLUMNS, RUNS, decode_runs, encode_runs, row_hash
 from kdstore.commit import ShardRecord
 from kdstore.errors import CorruptShardError, KDStoreError, StorageError
 from kdstore.filesystem import Folder
 from kdstore.header import Header, parse_json_object
-from kdstore.layout import signal_column
+from kdstore.layout import MAIN_SIGNAL, ROW_HASH, hash_column, signal_column
 from kdstore.sample import Sample, Span
 from kdstore.signal import SparseSignal
 
@@ -47,7 +48,8 @@ class RowDecoder:
     def sample(self, cells: Mapping[str, Any]) -> Sample:
         """The sample of one row's cells; CorruptShardError unless all of it fits together."""
         ids = np.array(cells["input_ids"], dtype=np.int32)  # a copy: torch refuses Arrow's buffer
-        num_tokens, num_scored = int(cells["num_tokens"]), int(cells["num_scored"])
+        num_tokens = int(cells["num_tokens"])
+        num_scored = int(cells["num_scored"]) if self.signal == MAIN_SIGNAL else None
         _expect("num_tokens", num_tokens, len(ids))
         _check_ids(ids, self.codec.order.vocab_size)
         planes = {name: _plane(cells, self.signal, name) for name in (RUNS, *self.codec.planes)}
@@ -81,6 +83,7 @@ class ShardReader:
         self.record, self.decoder = record, decoder
         self.where = folder.location(record.path)
         self._file = self._open(folder)
+        self._hashes = _covered_columns(self._file.schema_arrow.names, decoder.signal)
         rows = [self._file.metadata.row_group(g).num_rows for g in range(self.num_row_groups)]
         self.first_rows = np.cumsum([0, *rows])
         if int(self.first_rows[-1]) != record.rows:
@@ -101,9 +104,15 @@ class ShardReader:
         self._file.close(force=True)
 
     def row_group(self, group: int) -> pa.Table:
-        """All columns of one row group; CorruptShardError if a page does not match its checksum."""
+        """One row group without the columns of other signals.
+
+        Raises CorruptShardError if a page does not match its checksum.
+        """
+        columns = dict.fromkeys(
+            name for column, covered in self._hashes.items() for name in (*covered, column)
+        )
         try:
-            return self._file.read_row_group(group, use_threads=False)
+            return self._file.read_row_group(group, columns=list(columns), use_threads=False)
         except StorageError:
             raise
         except _READ_ERRORS as error:
@@ -142,14 +151,17 @@ class ShardReader:
         row = int(self.first_rows[group]) + index
         try:
             cells = {name: _cell(table, name, index) for name in table.column_names}
-            stored = cells.pop(ROW_HASH)
-            actual = row_hash(cells, cells)
+            hashes = [
+                (cells[column], row_hash(covered, cells))
+                for column, covered in self._hashes.items()
+            ]
         except StorageError:
             raise
         except _READ_ERRORS as error:
             raise self._corrupt("cannot read the row", row=row, got=error) from error
-        if stored != actual:
-            raise self._corrupt("row hash differs", row=row, expected=stored, got=actual)
+        for stored, actual in hashes:
+            if stored != actual:
+                raise self._corrupt("row hash differs", row=row, expected=stored, got=actual)
         try:
             return decode(cells)
         except (KDStoreError, *_READ_ERRORS) as error:
@@ -198,6 +210,20 @@ class ShardReader:
         )
 
 
+def _covered_columns(columns: list[str], signal: str) -> dict[str, list[str]]:
+    """The hashes that a signal's reader checks, and the columns that each covers.
+
+    ``row_hash`` covers all columns before it; those of other signals than ``main`` come after it.
+    """
+    before = list(takewhile(lambda name: name != ROW_HASH, columns))
+    hashes = {ROW_HASH: before}
+    if signal != MAIN_SIGNAL:
+        own = [name for name in columns if name.startswith(signal_column(signal, ""))]
+        own = [name for name in own if name != hash_column(signal)]
+        hashes[hash_column(signal)] = ["sample_id", *own]
+    return hashes
+
+
 def _cell(table: pa.Table, name: str, index: int) -> Any:
     scalar = table.column(name)[index]
     if not scalar.is_valid and name not in _NULLABLE:
@@ -206,7 +232,7 @@ def _cell(table: pa.Table, name: str, index: int) -> Any:
         return scalar.values.to_numpy(zero_copy_only=False)
     if pa.types.is_large_binary(scalar.type):
         return scalar.as_buffer().to_pybytes()
-    if name not in PLAIN_COLUMNS and name != ROW_HASH:
+    if name not in PLAIN_COLUMNS and not name.endswith(ROW_HASH):
         raise ValueError(f"column {name!r} has type {scalar.type}")
     return scalar.as_py()
 

@@ -7,18 +7,19 @@ from typing import Any
 
 from kdstore.codecs.rows import RUNS
 from kdstore.codecs.scalars import scalar_planes
-from kdstore.layout import COMMITS, signal_column
+from kdstore.layout import AUDIT_SIGNAL, COMMITS, MAIN_SIGNAL, signal_column
 from kdstore.readers.store import Store
 
 
 def store_stats(store: Store) -> dict[str, Any]:
-    """Counts, means and bytes of a store, ready for JSON.
+    """Counts, means and bytes of a store and its signal ``main``, ready for JSON.
 
     ``bytes_total`` is the size of all shards, overlays' included, ``bytes_store`` that of every
     file. ``bytes_per_position`` divides by scored positions: ``total`` = ``signal`` + ``scalars`` +
-    ``input_ids`` + ``overlays`` + ``other``. Means are of what the teacher gave, before any
-    rounding. Raises CorruptShardError for a shard whose footer is damaged.
+    ``audit`` + ``input_ids`` + ``overlays`` + ``other``. Means are of what the teacher gave, before
+    any rounding. Raises CorruptShardError for a shard whose footer is damaged.
     """
+    store = store.with_signal(MAIN_SIGNAL)
     shards = [commit.shard for commit in store.commits]
     scored = sum(shard.scored for shard in shards)
     bytes_total = sum(shard.bytes for shard in shards) + _overlay_bytes(store)
@@ -26,6 +27,7 @@ def store_stats(store: Store) -> dict[str, Any]:
         "num_samples": len(store),
         "num_tokens": sum(shard.tokens for shard in shards),
         "num_scored": scored,
+        "num_audited": sum(commit.statistics.get("audited", 0) for commit in store.commits),
         "num_units": len(shards),
         "num_units_planned": store.header.num_units,
         "complete": store.is_complete,
@@ -45,10 +47,12 @@ def _bytes_per_position(store: Store, bytes_total: int, scored: int) -> dict[str
     codec, signal = store.decoder.codec, store.signal
     scalars = {signal_column(signal, plane) for plane in scalar_planes(codec.scalars)}
     entries = {signal_column(signal, plane) for plane in (RUNS, *codec.entry_planes)}
+    audit = signal_column(AUDIT_SIGNAL, "")
     parts = {
         "total": bytes_total,
         "signal": sum(columns[name] for name in entries),
         "scalars": sum(columns[name] for name in scalars),
+        "audit": sum(columns[name] for name in columns if name.startswith(audit)),
         "input_ids": columns["input_ids"],
         "overlays": _overlay_bytes(store),
     }

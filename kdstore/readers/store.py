@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy as shallow_copy
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,20 @@ class Store:
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
+
+    def with_signal(self, signal: str) -> Store:
+        """The same samples with another of the store's signals, at the positions it covers.
+
+        Raises UsageError if the store has none of that name.
+        """
+        if signal == self.signal:
+            return self
+        _check_signal(self.header, signal, self.folder)
+        other = shallow_copy(self)
+        other.signal, other._cache = signal, ShardCache(self.folder)
+        units = [commit.unit for commit in self.commits]
+        other.overlays = Overlays(self.folder, self.header, signal=signal, units=units)
+        return other
 
     @property
     def config_digest(self) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 import xxhash
 
 from kdstore.align.tokenizer_files import TOKENIZER_FILE
+from kdstore.audit import audit_runs
 from kdstore.commit import Commit, ShardRecord, read_part
 from kdstore.errors import HeaderError, KDStoreError, StorageError
 from kdstore.filesystem import Folder
 from kdstore.hashing import sha256_hex
-from kdstore.layout import PLAN, TOKENIZER, commit_path
+from kdstore.layout import AUDIT_SIGNAL, PLAN, TOKENIZER, commit_path
 from kdstore.overlay import Overlay
 from kdstore.readers.overlay import OverlayReader
 from kdstore.readers.store import Store
@@ -68,8 +69,10 @@ def verify_store(
     for overlay in store.overlays.found.values():
         if len(overlay.commits) < overlay.header.num_units:
             report.problems.append(f"overlay {overlay.name} is unfinished: {overlay.progress}")
+    audited = AUDIT_SIGNAL in store.header.identity["signals"]
+    audit = store.with_signal(AUDIT_SIGNAL) if audited else None
     for index in range(len(store.commits)):
-        _verify_unit(store, index, plan, report)
+        _verify_unit(store, index, plan, report, audit=audit)
         on_unit(1)
     return report
 
@@ -80,7 +83,7 @@ def _gather(report: VerifyReport, check: Callable[..., Any], *arguments: Any) ->
     except StorageError:
         raise  # a dead network is no fault of the store
     except (KDStoreError, OSError) as error:
-        if str(error) not in report.problems:  # every row of a damaged row group says the same
+        if str(error) not in report.problems:  # rows of a damaged row group say the same, twice
             report.problems.append(str(error))
         return None
 
@@ -124,7 +127,9 @@ def _check_files(store: Store, report: VerifyReport) -> None:
         report.problems.append("the token table is not the one that the identity names")
 
 
-def _verify_unit(store: Store, index: int, plan: Plan, report: VerifyReport) -> None:
+def _verify_unit(
+    store: Store, index: int, plan: Plan, report: VerifyReport, *, audit: Store | None
+) -> None:
     commit = store.commits[index]
     _verify_files(store.folder, commit, report)
     planned = plan.unit(commit.unit)
@@ -132,9 +137,13 @@ def _verify_unit(store: Store, index: int, plan: Plan, report: VerifyReport) -> 
     overlays = [_overlay_reader(store, overlay, commit, report) for overlay in found_overlays]
     found: list[tuple[str, int]] = []
     scored = 0
+    audited: dict[str, Any] = {}
     for row, sample in _samples(store, index, report):
         found.append((sample.sample_id, sample.num_tokens))
         scored += sample.num_scored
+        audited[sample.sample_id] = audit_runs(
+            sample, fraction=store.header.audit_fraction, seed=store.header.identity["seed"]
+        )
         for overlay in filter(None, overlays):
             _gather(report, overlay.addition, sample, commit.unit, row)
     counts = (len(found), sum(tokens for _, tokens in found), scored)
@@ -146,9 +155,21 @@ def _verify_unit(store: Store, index: int, plan: Plan, report: VerifyReport) -> 
         )
     if found != planned.ids_and_lengths:
         report.problems.append(f"{where}: the samples are not those that unit {commit.unit} plans")
+    if audit is not None:
+        _verify_audit(audit, index, audited, report)
     report.num_units += 1
     report.num_samples += len(found)
     report.num_scored += scored
+
+
+def _verify_audit(audit: Store, index: int, runs: dict[str, Any], report: VerifyReport) -> None:
+    """A unit's audit signal, at the runs that seed and fraction give each sample."""
+    for _, sample in _samples(audit, index, report):
+        if sample.runs != runs.get(sample.sample_id, sample.runs):
+            where = audit.folder.location(audit.commits[index].shard.path)
+            report.problems.append(
+                f"{where}: sample {sample.sample_id!r} is not audited where seed and fraction say"
+            )
 
 
 def _overlay_reader(

@@ -4,6 +4,7 @@
 one file with a ``Selection`` subclass, one line in ``registry.py``, one codec, one test file.
 """
 
+from kdstore.select.audit import select_with_audit
 from kdstore.select.base import Selection, SelectionStats
 from kdstore.select.driver import DEFAULT_SCALARS, select
 from kdstore.select.registry import DEFAULT_SELECTION, parse_selection
@@ -15,4 +16,5 @@ __all__ = [
     "SelectionStats",
     "parse_selection",
     "select",
+    "select_with_audit",
 ]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdstore.audit import audited_rows
 from kdstore.errors import TeacherError
 from kdstore.hashing import RowKeys
 from kdstore.sample import Sample
-from kdstore.select import DEFAULT_SCALARS, Selection, SelectionStats, select
+from kdstore.select import DEFAULT_SCALARS, Selection, SelectionStats, select_with_audit
 from kdstore.signal import SparseSignal
+from kdstore.teacher import Score
 from kdstore.teachers.hf_head import SplitModel
 from kdstore.teachers.hf_load import CheckpointInfo, load_model
 
@@ -51,8 +54,9 @@ class HFTeacher:
         scalars: Sequence[str] = DEFAULT_SCALARS,
         seed: int = 0,
         draw: int = 0,
-    ) -> Iterator[tuple[str, SparseSignal]]:
-        """(sample_id, signal) of each sample that has scored positions, longest first."""
+        audit_fraction: float = 0.0,
+    ) -> Iterator[Score]:
+        """The score of each sample that has scored positions, longest first."""
         self._check_lengths(samples)
         batches = length_batches(
             samples, batch_tokens=self.batch_tokens, mix_lengths=self.info.mixes_lengths
@@ -60,10 +64,15 @@ class HFTeacher:
         for batch in batches:
             positions = [(sample.sample_id, sample.positions_S) for sample in batch]
             keys = RowKeys.of_samples(positions, seed=seed, draw=draw)
-            signal = self._score_batch(batch, selection, tuple(scalars), keys)
-            bounds = np.cumsum([0, *(sample.num_scored for sample in batch)])
-            for sample, start, end in zip(batch, bounds, bounds[1:], strict=False):
-                yield sample.sample_id, signal[start:end]
+            signal, audit = self._score_batch(
+                batch, selection, tuple(scalars), keys, audit_fraction=audit_fraction
+            )
+            rows = np.cumsum([0, *(sample.num_scored for sample in batch)])
+            audited = np.searchsorted(audited_rows(keys, fraction=audit_fraction), rows)
+            for sample, (start, end), (first, last) in zip(
+                batch, pairwise(rows), pairwise(audited), strict=True
+            ):
+                yield Score(sample.sample_id, signal[start:end], audit[first:last])
 
     def provenance(self) -> dict[str, Any]:
         """Device, versions and the mean probability of vocabulary padding since the last call."""
@@ -80,8 +89,15 @@ class HFTeacher:
 
     @torch.inference_mode()
     def _score_batch(
-        self, batch: Sequence[Sample], selection: Selection, scalars: tuple[str, ...], keys: RowKeys
-    ) -> SparseSignal:
+        self,
+        batch: Sequence[Sample],
+        selection: Selection,
+        scalars: tuple[str, ...],
+        keys: RowKeys,
+        *,
+        audit_fraction: float,
+    ) -> tuple[SparseSignal, SparseSignal]:
+        """The signal of all scored positions of a batch, and that of its audited ones."""
         device = self._split.device
         ids_BL, rows_S = padded_batch(batch)
         labels_S = ids_BL.view(-1)[rows_S + 1]
@@ -91,17 +107,19 @@ class HFTeacher:
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
             parts.append(
-                select(
+                select_with_audit(
                     self._split.logits(hidden[chunk]),
                     labels_S[chunk].to(device),
                     selection=selection,
                     keys=keys[chunk],
+                    audit_fraction=audit_fraction,
                     scalars=scalars,
                     num_ids=self.num_ids,
                     stats=self.stats,
                 )
             )
-        return SparseSignal.concat(parts)
+        signals, audits = zip(*parts, strict=True)
+        return SparseSignal.concat(signals), SparseSignal.concat(audits)
 
     def _check_lengths(self, samples: Sequence[Sample]) -> None:
         limit = self.info.max_length

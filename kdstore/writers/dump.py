@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from kdstore.align import TokenTable, tokenizer_digest, tokenizer_files
+from kdstore.audit import AUDIT_SELECTION, audit_runs
 from kdstore.codecs.registry import codec_name_for
 from kdstore.codecs.rows import PLAIN_COLUMNS
+from kdstore.errors import UsageError
 from kdstore.filesystem import Folder
 from kdstore.inputs import Row, SampleBuilder, Source
-from kdstore.layout import MAIN_SIGNAL
+from kdstore.layout import AUDIT_SIGNAL, MAIN_SIGNAL
 from kdstore.progress import Progress
 from kdstore.sample import Sample, ScoreRule
 from kdstore.select import DEFAULT_SCALARS, DEFAULT_SELECTION, Selection, parse_selection
@@ -30,6 +32,7 @@ _TEXT_COLUMNS = ("text", "messages")
 class DumpConfig:
     """What is stored: selection and scalars, where, and how the work is cut.
 
+    ``audit_fraction`` of the scored positions also keep the teacher's full distribution.
     ``unit_tokens`` is the least number of tokens of a unit but the last; a unit is one shard, what
     a crash can lose, and what is held in memory. None: what ``default_unit_tokens`` says.
     """
@@ -37,6 +40,7 @@ class DumpConfig:
     selection: str = DEFAULT_SELECTION
     scalars: tuple[str, ...] = DEFAULT_SCALARS
     score: ScoreRule = "supervised"
+    audit_fraction: float = 0.0
     unit_tokens: int | None = None
     seed: int = 0
 
@@ -80,7 +84,7 @@ def open_dump(
     def plan() -> NewPlan:
         with Progress("plan", total=None, unit="rows", quiet=quiet) as progress:
             made = make_plan(
-                source.samples(),
+                _audit_checked(source, config, vocab_size),
                 unit_tokens=identity["unit_tokens"],
                 vocab_size=vocab_size,
                 where=source.rows.location,
@@ -92,9 +96,12 @@ def open_dump(
     return StoreWriter.open(folder, identity, make_plan=plan, tokenizer_files=files)
 
 
-def default_unit_tokens(selection: Selection, vocab_size: int) -> int:
-    """4 Mi tokens, or fewer where a selection keeps so much that a unit would not fit in memory."""
-    return min(MAX_UNIT_TOKENS, max(1, MAX_UNIT_ENTRIES // selection.typical_entries(vocab_size)))
+def default_unit_tokens(
+    selection: Selection, vocab_size: int, *, audit_fraction: float = 0.0
+) -> int:
+    """4 Mi tokens, or fewer where so much is kept that a unit would not fit in memory."""
+    entries = selection.typical_entries(vocab_size) + audit_fraction * vocab_size
+    return min(MAX_UNIT_TOKENS, max(1, int(MAX_UNIT_ENTRIES // entries)))
 
 
 def tokenizer_config(tokenizer: Any) -> bytes:
@@ -113,12 +120,7 @@ def build_identity(
 ) -> dict[str, Any]:
     """What the signals of a dump are, without the digests of plan and id order."""
     selection = parse_selection(config.selection)
-    signal = {
-        "selection": selection.spec,
-        "codec": codec_name_for(selection.spec),
-        "scalars": list(config.scalars),
-        "scored": config.score,
-    }
+    default = default_unit_tokens(selection, vocab_size, audit_fraction=config.audit_fraction)
     keep_text = source.builder.config.keep_text
     return {
         "teacher": teacher,
@@ -127,9 +129,51 @@ def build_identity(
         "tokenizer_digest": tokenizer_digest(tokenizer),
         "tokenization": source.builder.policy(),
         "input": source.builder.config.to_dict(),
-        "signals": {MAIN_SIGNAL: signal},
+        "signals": _signals(selection, config),
         "source": source.rows.fingerprint(),
-        "unit_tokens": config.unit_tokens or default_unit_tokens(selection, vocab_size),
+        "unit_tokens": config.unit_tokens or default,
         "columns": [name for name in PLAIN_COLUMNS if keep_text or name not in _TEXT_COLUMNS],
         "seed": config.seed,
     }
+
+
+def _signals(selection: Selection, config: DumpConfig) -> dict[str, Any]:
+    """What the identity says of each signal."""
+    main = {
+        "selection": selection.spec,
+        "codec": codec_name_for(selection.spec),
+        "scalars": list(config.scalars),
+        "scored": config.score,
+    }
+    audit = {
+        "selection": AUDIT_SELECTION,
+        "codec": codec_name_for(AUDIT_SELECTION),
+        "scalars": [],
+        "fraction": float(config.audit_fraction),
+    }
+    return {MAIN_SIGNAL: main, **({AUDIT_SIGNAL: audit} if config.audit_fraction else {})}
+
+
+def _audit_checked(
+    source: DumpSource, config: DumpConfig, vocab_size: int
+) -> Iterator[tuple[int, list[Sample]]]:
+    """The source's samples; UsageError for one whose audit would not fit in memory, or a cell."""
+    limit = MAX_UNIT_ENTRIES // vocab_size
+    for row, samples in source.samples():
+        for sample in samples:
+            if config.audit_fraction and sample.num_scored > limit:
+                _check_audit(sample, config, limit=limit)
+        yield row, samples
+
+
+def _check_audit(sample: Sample, config: DumpConfig, *, limit: int) -> None:
+    runs = audit_runs(sample, fraction=config.audit_fraction, seed=config.seed)
+    audited = sum(end - start for start, end in runs)
+    if audited > limit:
+        raise UsageError(
+            "too many positions of one sample would be audited",
+            where=f"sample {sample.sample_id!r}",
+            expected=f"at most {limit} of {sample.num_scored} scored positions",
+            got=f"{audited} with --audit-fraction {config.audit_fraction}",
+            todo="lower --audit-fraction, or split samples with --max-length",
+        )

@@ -41,7 +41,7 @@ class OverlayWriter(UnitWriter):
     def __init__(self, store: Store, overlay: Overlay) -> None:
         self.store, header = store, overlay.header
         codec = overlay_codec(overlay, store.decoder.codec)
-        shards = ShardWriter(header, codec, MAIN_SIGNAL, header.draw)
+        shards = ShardWriter(header, {MAIN_SIGNAL: codec}, header.draw)
         super().__init__(overlay.folder, header, shards)
 
     @classmethod

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 import kdstore
+from kdstore.audit import AUDIT_SELECTION, audit_runs
 from kdstore.errors import InputError, TeacherError
+from kdstore.layout import MAIN_SIGNAL
 from kdstore.progress import Progress
 from kdstore.sample import Sample
 from kdstore.select import Selection, parse_selection
 from kdstore.signal import SparseSignal
-from kdstore.teacher import Teacher
+from kdstore.teacher import Score, Teacher
 from kdstore.writers.dump import DumpSource
 from kdstore.writers.plan import PlannedUnit
 from kdstore.writers.units import UnitWriter
@@ -77,17 +79,24 @@ def _run_unit(
     on_tokens: Callable[[int], None],
 ) -> None:
     started_s = time.monotonic()
-    codec = writer.shards.codec
+    codec = writer.shards.codecs[MAIN_SIGNAL]
     selection = parse_selection(codec.selection)
-    seed = int(writer.header.identity["seed"])
+    seed, fraction = int(writer.header.identity["seed"]), writer.header.audit_fraction
     lengths = dict(unit.ids_and_lengths)
-    signals: dict[str, SparseSignal] = {}
-    for sample_id, signal in teacher.score(
-        samples, selection, scalars=codec.scalars, seed=seed, draw=writer.shards.draw
+    scores: dict[str, Score] = {}
+    for score in teacher.score(
+        samples,
+        selection,
+        scalars=codec.scalars,
+        seed=seed,
+        draw=writer.shards.draw,
+        audit_fraction=fraction,
     ):
-        signals[sample_id] = signal
-        on_tokens(lengths.pop(sample_id, 0))
-    scored = [_with_signal(sample, signals, selection, codec.scalars) for sample in samples]
+        scores[score.sample_id] = score
+        on_tokens(lengths.pop(score.sample_id, 0))
+    scored = [_with_signal(sample, scores, selection, codec.scalars) for sample in samples]
+    if fraction:
+        scored = [_with_audit(s, scores, fraction=fraction, seed=seed) for s in scored]
     provenance = {
         "kdstore": kdstore.__version__,
         "seconds": round(time.monotonic() - started_s, 3),
@@ -116,27 +125,35 @@ def signal_statistics(samples: Sequence[Sample]) -> dict[str, Any]:
         "entries": sum(signal.num_entries for signal in signals),
         "kept_mass": float(sum(signal.kept_mass_S.sum() for signal in signals)),
         "scalar_sums": sums,
+        "audited": sum(sample.audit.num_scored for sample in samples if sample.audit),
     }
 
 
 def _with_signal(
     sample: Sample,
-    signals: dict[str, SparseSignal],
+    scores: dict[str, Score],
     selection: Selection,
     scalars: Sequence[str],
 ) -> Sample:
-    signal = signals.get(sample.sample_id)
-    if signal is None and not sample.num_scored:
-        empty = {name: np.zeros(0, np.float32) for name in scalars}
-        signal = replace(SparseSignal.empty(selection.spec), scalars=empty)
-    if signal is None:
+    score = scores.get(sample.sample_id)
+    if score is not None:
+        return replace(sample, signal=score.signal)
+    if sample.num_scored:
         raise TeacherError(
             "the teacher left a sample unanswered",
             where=f"sample {sample.sample_id!r}",
             expected=f"a signal of {sample.num_scored} positions",
             got="nothing",
         )
-    return replace(sample, signal=signal)
+    empty = {name: np.zeros(0, np.float32) for name in scalars}
+    return replace(sample, signal=replace(SparseSignal.empty(selection.spec), scalars=empty))
+
+
+def _with_audit(sample: Sample, scores: dict[str, Score], *, fraction: float, seed: int) -> Sample:
+    score = scores.get(sample.sample_id)
+    signal = SparseSignal.empty(AUDIT_SELECTION) if score is None else score.audit
+    runs = audit_runs(sample, fraction=fraction, seed=seed)
+    return replace(sample, audit=replace(sample, runs=runs, signal=signal))
 
 
 def _check_as_planned(unit: PlannedUnit, samples: Sequence[Sample], where: str) -> None:

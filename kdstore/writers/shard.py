@@ -6,7 +6,7 @@ blobs they blow the footer up), dictionaries are off, and zstd does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from kdstore.codecs.base import Positions, SignalCodec
 from kdstore.codecs.planes import Plane
 from kdstore.codecs.rows import (
     PLAIN_COLUMNS,
-    ROW_HASH,
     RUNS,
     encode_runs,
     plain_arrays,
@@ -30,7 +29,7 @@ from kdstore.commit import ShardRecord
 from kdstore.errors import SignalError
 from kdstore.hashing import RowKeys, canonical_json
 from kdstore.header import Header
-from kdstore.layout import signal_column
+from kdstore.layout import MAIN_SIGNAL, hash_column, signal_column
 from kdstore.sample import Sample
 from kdstore.signal import SparseSignal
 
@@ -42,24 +41,30 @@ IDS_LEVEL = 9
 
 @dataclass(frozen=True)
 class ShardWriter:
-    """What every shard of a store has in common."""
+    """What every shard of a store has in common: the codec of each signal, ``main`` first."""
 
     header: Header
-    codec: SignalCodec
-    signal: str
+    codecs: Mapping[str, SignalCodec]
     draw: int = 0
 
     @property
+    def plain_columns(self) -> list[str]:
+        """The columns that are no signal's."""
+        return [name for name in PLAIN_COLUMNS if name in self.header.identity["columns"]]
+
+    @property
     def columns(self) -> list[str]:
-        """All columns, in the order of the file; the row hash covers those before it."""
-        planes = [RUNS, *self.codec.planes]
-        plain = [name for name in PLAIN_COLUMNS if name in self.header.identity["columns"]]
-        return [*plain, *(signal_column(self.signal, plane) for plane in planes), ROW_HASH]
+        """All columns, in the order of the file: each signal's end with the hash that covers it."""
+        columns = self.plain_columns
+        for name, codec in self.codecs.items():
+            columns += [signal_column(name, plane) for plane in (RUNS, *codec.planes)]
+            columns.append(hash_column(name))
+        return columns
 
     @property
     def schema(self) -> pa.Schema:
         """The Arrow schema, with the store's compact identity as metadata of the file."""
-        types = {**PLAIN_COLUMNS, ROW_HASH: pa.uint64()}
+        types = {**PLAIN_COLUMNS, **{hash_column(name): pa.uint64() for name in self.codecs}}
         fields = [(name, types.get(name, pa.large_binary())) for name in self.columns]
         identity = {
             "format_version": self.header.format_version,
@@ -87,29 +92,37 @@ class ShardWriter:
 
     def _levels(self) -> dict[str, int]:
         """zstd levels by column; those that are not named have Arrow's default, 1."""
-        planes = self.codec.planes
-        levels = {signal_column(self.signal, p): self.codec.compression_level(p) for p in planes}
+        levels = {
+            signal_column(name, plane): codec.compression_level(plane)
+            for name, codec in self.codecs.items()
+            for plane in codec.planes
+        }
         ids = {"input_ids.list.element": IDS_LEVEL} if "input_ids" in self.columns else {}
         return levels | ids
 
     def _batch(self, samples: Sequence[Sample]) -> pa.RecordBatch:
-        planes = {RUNS: encode_runs(samples), **self._encode(samples)}
         plain = plain_arrays(samples)
-        arrays = {
-            **plain,
-            **{signal_column(self.signal, name): _array(name, p) for name, p in planes.items()},
-        }
-        hashed = self.columns[:-1]
-        hashes = [
-            row_hash(
-                hashed, {**_plain_cells(sample, plain, row), **_cells(self.signal, planes, row)}
-            )
-            for row, sample in enumerate(samples)
-        ]
-        arrays[ROW_HASH] = pa.array(hashes, pa.uint64())
+        arrays = dict(plain)
+        for name in self.codecs:
+            arrays |= self._signal_arrays(name, [_as_signal(name, s) for s in samples], plain)
         return pa.record_batch([arrays[name] for name in self.columns], schema=self.schema)
 
-    def _encode(self, samples: Sequence[Sample]) -> dict[str, Plane]:
+    def _signal_arrays(
+        self, name: str, samples: Sequence[Sample], plain: dict[str, pa.Array]
+    ) -> dict[str, pa.Array]:
+        """The columns of one signal, the hash that covers them among them."""
+        codec = self.codecs[name]
+        planes = {RUNS: encode_runs(samples), **self._encode(codec, samples)}
+        columns = {signal_column(name, plane): planes[plane] for plane in (RUNS, *codec.planes)}
+        covered = [*(self.plain_columns if name == MAIN_SIGNAL else ["sample_id"]), *columns]
+        hashes = [
+            row_hash(covered, {**_plain_cells(sample, plain, row), **_cells(columns, row)})
+            for row, sample in enumerate(samples)
+        ]
+        arrays = {column: _array(column, plane) for column, plane in columns.items()}
+        return {**arrays, hash_column(name): pa.array(hashes, pa.uint64())}
+
+    def _encode(self, codec: SignalCodec, samples: Sequence[Sample]) -> dict[str, Plane]:
         signals = [_checked_signal(sample) for sample in samples]
         splits = np.cumsum([0, *map(len, signals)], dtype=np.int64)
         keys = RowKeys.of_samples(
@@ -119,7 +132,7 @@ class ShardWriter:
         )
         previous = [sample.previous_S for sample in samples]
         positions = Positions(keys, splits, np.concatenate(previous))
-        return self.codec.encode(_concat(signals, self.codec), positions)
+        return codec.encode(_concat(signals, codec), positions)
 
 
 def row_groups(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
@@ -128,13 +141,31 @@ def row_groups(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
     size = 0
     for sample in samples:
         group.append(sample)
-        entries = sample.signal.num_entries if sample.signal else 0
-        size += 4 * sample.num_tokens + 8 * sample.num_scored + 3 * entries
+        size += 4 * sample.num_tokens + _signal_bytes(sample)
+        size += _signal_bytes(sample.audit) if sample.audit else 0
         if size >= ROW_GROUP_BYTES:
             yield group
             group, size = [], 0
     if group:
         yield group
+
+
+def _signal_bytes(sample: Sample) -> int:
+    return 8 * sample.num_scored + 3 * (sample.signal.num_entries if sample.signal else 0)
+
+
+def _as_signal(name: str, sample: Sample) -> Sample:
+    """The sample with the runs and values of a named signal."""
+    if name == MAIN_SIGNAL:
+        return sample
+    if sample.audit is None:
+        raise SignalError(
+            "a sample lacks its audit",
+            where=f"sample {sample.sample_id!r}",
+            expected=f"signal {name!r}",
+            got=None,
+        )
+    return sample.audit
 
 
 def _checked_signal(sample: Sample) -> SparseSignal:
@@ -158,14 +189,14 @@ def _concat(signals: Sequence[SparseSignal], codec: SignalCodec) -> SparseSignal
     )
 
 
-def _array(name: str, plane: Plane) -> pa.Array:
+def _array(column: str, plane: Plane) -> pa.Array:
     largest = int(np.diff(plane.offsets).max(initial=0))
     if largest > MAX_CELL_BYTES:
         raise SignalError(
-            f"a cell of plane {name!r} is too large",
+            f"a cell of column {column!r} is too large",
             expected=f"at most {MAX_CELL_BYTES} bytes",
             got=largest,
-            todo="split the sample with --max-length",
+            todo="split the sample with --max-length, or audit less with --audit-fraction",
         )
     buffers = [None, pa.py_buffer(plane.offsets.astype("<i8")), pa.py_buffer(plane.data)]
     return pa.Array.from_buffers(pa.large_binary(), len(plane.offsets) - 1, buffers)
@@ -182,8 +213,8 @@ def _plain_cells(sample: Sample, plain: dict[str, pa.Array], row: int) -> dict[s
     }
 
 
-def _cells(signal: str, planes: dict[str, Plane], row: int) -> dict[str, bytes]:
-    return {signal_column(signal, name): plane.cell(row) for name, plane in planes.items()}
+def _cells(columns: dict[str, Plane], row: int) -> dict[str, bytes]:
+    return {column: plane.cell(row) for column, plane in columns.items()}
 
 
 def _record(target: Path, samples: Sequence[Sample], path: str) -> ShardRecord:

@@ -42,15 +42,18 @@ class StoreWriter(UnitWriter):
 
     def __init__(self, folder: Folder, header: Header, plan: Plan, order: IdOrder) -> None:
         self.plan = plan
-        signal = header.identity["signals"][MAIN_SIGNAL]
-        codec = codec_named(
-            signal["codec"],
-            signal["selection"],
-            order=order,
-            scalars=signal["scalars"],
-            where=folder.location(HEADER),
-        )
-        super().__init__(folder, header, ShardWriter(header, codec, MAIN_SIGNAL))
+        signals = header.identity["signals"]
+        codecs = {
+            name: codec_named(
+                signals[name]["codec"],
+                signals[name]["selection"],
+                order=order,
+                scalars=signals[name]["scalars"],
+                where=folder.location(HEADER),
+            )
+            for name in sorted(signals, key=lambda name: name != MAIN_SIGNAL)
+        }
+        super().__init__(folder, header, ShardWriter(header, codecs))
 
     @classmethod
     def open(

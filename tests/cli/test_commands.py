@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import kdstore
+from kdstore.readers.fidelity import store_fidelity
 
 Dump = Callable[..., Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -40,6 +41,7 @@ def test_stats_json_has_the_contract(dump: Dump, kdstore_cli: Run) -> None:
     entries = sum(sample.signal.num_entries for sample in store)  # type: ignore[union-attr]
     assert found["entries_per_position"] == pytest.approx(entries / scored, abs=0.05)
     sizes = found["bytes_per_position"]
+    assert sizes["audit"] == 0
     parts = ("signal", "scalars", "input_ids", "other")
     assert sizes["total"] == pytest.approx(shards / scored)
     assert sum(sizes[part] for part in parts) == pytest.approx(sizes["total"])
@@ -47,6 +49,93 @@ def test_stats_json_has_the_contract(dump: Dump, kdstore_cli: Run) -> None:
     assert sum(columns.values()) < sizes["total"]
     assert sizes["input_ids"] == columns["input_ids"] > 0
     assert min(sizes[part] for part in parts) > 0
+
+
+def test_stats_count_the_audit_apart(dump: Dump, kdstore_cli: Run) -> None:
+    sizes = {}
+    for fraction in (0, 0.25):
+        code, output, _ = kdstore_cli(
+            "stats", "--json", dump(f"s{fraction}", audit_fraction=fraction)
+        )
+        assert code == 0
+        sizes[fraction] = json.loads(output)
+    without, found = sizes.values()
+    parts = found["bytes_per_position"]
+    columns = parts["columns"]
+    audit = [size for name, size in columns.items() if name.startswith("signal/audit/")]
+    assert len(audit) == 4  # runs, two planes, the hash
+    assert parts["audit"] == pytest.approx(sum(audit))
+    assert (without["num_audited"], without["bytes_per_position"]["audit"]) == (0, 0)
+    assert found["num_audited"] == pytest.approx(0.25 * found["num_scored"], rel=0.1)
+    for name in ("signal", "scalars"):
+        assert parts[name] == pytest.approx(without["bytes_per_position"][name], rel=0.1)
+    names = ("signal", "scalars", "audit", "input_ids", "other")
+    assert sum(parts[name] for name in names) == pytest.approx(parts["total"])
+
+
+SAMPLED = {
+    "num_audited",
+    "kept_mass",
+    "gradient_bias",
+    "gradient_bias_by_chance",
+    "gradient_angle_degrees",
+    "variance",
+    "variance_error",
+    "equivalent_rounds",
+    "relative_variance",
+    "relative_variance_error",
+    "relative_variance_expected",
+    "relative_equivalent_rounds",
+}
+
+
+@pytest.mark.parametrize(
+    ("select", "keys"),
+    [
+        ("pps:tau=0.06", SAMPLED),
+        ("counts:n=20", SAMPLED),
+        ("topk:k=5", {"num_audited", "kept_mass", "kl_quantisation", "kl_truncation"}),
+    ],
+)
+def test_fidelity_in_json_and_for_people(
+    dump: Dump, kdstore_cli: Run, select: str, keys: set[str]
+) -> None:
+    store = dump(select=select, audit_fraction=0.2)
+    code, output, _ = kdstore_cli("stats", "--fidelity", "--json", store)
+    found = json.loads(output)["fidelity"]
+    assert code == 0
+    assert set(found) == keys
+    assert found == store_fidelity(kdstore.open(store))
+    code, output, _ = kdstore_cli("stats", "--fidelity", store)
+    assert code == 0
+    lines = [line for line in output.splitlines() if line.startswith("fidelity: ")]
+    assert len(lines) == len(keys) + 4 * (select == "topk:k=5")  # mean, p99 and max of two
+    assert lines[0].split() == ["fidelity:", "num", "audited", str(found["num_audited"])]
+    assert "fidelity" not in json.loads(kdstore_cli("stats", "--json", store)[1])
+
+
+def test_fidelity_needs_an_audit(dump: Dump, kdstore_cli: Run) -> None:
+    store = dump()
+    code, output, error = kdstore_cli("stats", "--fidelity", store)
+    assert (code, output) == (2, "")
+    assert "--audit-fraction" in error
+    assert str(store) in error
+
+
+def test_inspect_shows_the_audit(dump: Dump, kdstore_cli: Run) -> None:
+    store = dump(audit_fraction=0.25)
+    code, output, _ = kdstore_cli("inspect", store)
+    assert code == 0
+    assert "identity.signals.audit.fraction" in output
+    code, output, _ = kdstore_cli("inspect", store, "--signal", "audit", "--sample", "0", "--json")
+    found = json.loads(output)
+    audited = kdstore.open(store, signal="audit")[0]
+    assert code == 0
+    assert [row["position"] for row in found["positions"]] == audited.positions_S[:20].tolist()
+    assert found["positions"][0]["entries"] == audited.signal.entries_S[0] > 200  # type: ignore[union-attr]
+    code, _, error = kdstore_cli("inspect", dump("plain"), "--signal", "audit")
+    assert code == 2
+    assert "'audit'" in error
 
 
 def test_stats_and_inspect_print_for_people(dump: Dump, kdstore_cli: Run) -> None:

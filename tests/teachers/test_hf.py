@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ import pytest
 import torch
 import transformers
 
+from kdstore.audit import audited_rows
 from kdstore.errors import TeacherError, UsageError
+from kdstore.hashing import RowKeys
 from kdstore.sample import Sample
 from kdstore.select import parse_selection
+from kdstore.signal import SparseSignal
+from kdstore.teacher import Score
 from kdstore.teachers import hf
 from kdstore.teachers.hf import HFTeacher, length_batches
 from kdstore.teachers.hf_load import describe_checkpoint
@@ -62,12 +67,16 @@ def some_samples() -> list[Sample]:
     ]
 
 
+def signals_of(scores: Iterable[Score]) -> dict[str, SparseSignal]:
+    return {score.sample_id: score.signal for score in scores}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_scores_equal_the_models_own_forward(name: str, tmp_path: Path) -> None:
     folder = saved_model(tmp_path, name)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     teacher, samples = teacher_at(folder, batch_tokens=80), some_samples()
-    answers = dict(teacher.score(samples, parse_selection("full")))
+    answers = signals_of(teacher.score(samples, parse_selection("full")))
     assert set(answers) == {"s0", "s1", "s2", "s4"}
     for sample in samples:
         if sample.num_scored:
@@ -78,13 +87,37 @@ def test_scores_equal_the_models_own_forward(name: str, tmp_path: Path) -> None:
             torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("batch_tokens", [1, 80, 16_384])
+def test_audits_are_of_the_audited_positions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_tokens: int
+) -> None:
+    """Each sample gets its own, however batches and chunks of the head are cut."""
+    monkeypatch.setattr(hf, "HEAD_ELEMENTS", 7 * V)
+    teacher, samples = (
+        teacher_at(saved_model(tmp_path, "Llama"), batch_tokens=batch_tokens),
+        some_samples(),
+    )
+    whole = signals_of(teacher.score(samples, parse_selection("full"), seed=4))
+    scores = list(teacher.score(samples, parse_selection("topk:k=3"), seed=4, audit_fraction=0.4))
+    by_id = {sample.sample_id: sample for sample in samples}
+    assert sum(len(score.audit) for score in scores) > 15
+    for score in scores:
+        sample = by_id[score.sample_id]
+        keys = RowKeys.of_samples([(sample.sample_id, sample.positions_S)], seed=4)
+        want = whole[score.sample_id][audited_rows(keys, fraction=0.4)]
+        assert (score.audit.selection, dict(score.audit.scalars)) == ("full", {})
+        np.testing.assert_array_equal(score.audit.ids_N, want.ids_N)
+        np.testing.assert_array_equal(score.audit.logprobs_N, want.logprobs_N)
+        assert len(score.signal) == sample.num_scored
+
+
 def test_head_in_small_chunks_gives_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = teacher_at(saved_model(tmp_path, "Llama"))
-    whole = dict(teacher.score(some_samples(), parse_selection("topk:k=5")))
+    whole = signals_of(teacher.score(some_samples(), parse_selection("topk:k=5")))
     monkeypatch.setattr(hf, "HEAD_ELEMENTS", 3 * V)
-    parts = dict(teacher.score(some_samples(), parse_selection("topk:k=5")))
+    parts = signals_of(teacher.score(some_samples(), parse_selection("topk:k=5")))
     for name, signal in whole.items():
         np.testing.assert_array_equal(signal.ids_N, parts[name].ids_N)
         np.testing.assert_allclose(signal.logprobs_N, parts[name].logprobs_N, atol=1e-5)
@@ -92,7 +125,7 @@ def test_head_in_small_chunks_gives_the_same(
 
 def test_vocabulary_padding_is_left_out_and_reported(tmp_path: Path) -> None:
     teacher = teacher_at(saved_model(tmp_path, "Llama"), num_ids=90)
-    answers = dict(teacher.score(some_samples(), parse_selection("full")))
+    answers = signals_of(teacher.score(some_samples(), parse_selection("full")))
     assert max(int(signal.ids_N.max()) for signal in answers.values()) == 89
     assert 0 < teacher.provenance()["padding_mass"] < 1
 
@@ -100,7 +133,9 @@ def test_vocabulary_padding_is_left_out_and_reported(tmp_path: Path) -> None:
 def test_bfloat16_is_recorded_and_works(tmp_path: Path) -> None:
     info = describe_checkpoint(saved_model(tmp_path, "Llama"), dtype="bf16", device="cpu")
     assert info.identity["logits_dtype"] == "bfloat16"
-    answers = dict(HFTeacher(info, device="cpu").score(some_samples(), parse_selection("full")))
+    answers = signals_of(
+        HFTeacher(info, device="cpu").score(some_samples(), parse_selection("full"))
+    )
     np.testing.assert_allclose(answers["s4"].kept_mass_S, 1, atol=1e-5)
 
 
@@ -183,10 +218,10 @@ def test_longrope_batches_only_equal_lengths(tmp_path: Path) -> None:
     """Its rotary factors follow the longest row of a batch."""
     factors = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
     folder = saved_with_rope(tmp_path, rope_type="longrope", factor=4.0, **factors)
-    together = dict(teacher_at(folder).score(some_samples(), parse_selection("full")))
+    together = signals_of(teacher_at(folder).score(some_samples(), parse_selection("full")))
     for sample in some_samples():
         if sample.num_scored:
-            alone = dict(teacher_at(folder).score([sample], parse_selection("full")))
+            alone = signals_of(teacher_at(folder).score([sample], parse_selection("full")))
             np.testing.assert_allclose(
                 together[sample.sample_id].to_dense(V),
                 alone[sample.sample_id].to_dense(V),
