@@ -96,8 +96,10 @@ class Distribution:
 
     def log_mass_without(self, ids_CK: Tensor) -> Tensor:
         """float32 [C]: log-sum-exp of the log-probabilities of all tokens but some."""
-        others = torch.scatter(self.p_CW, 1, ids_CK, 0, out=self.scratch.spare_CW)
-        log_mass = (row_sums(others) / self.total_C).log()
+        mass = self.p_CW.gather(1, ids_CK)
+        self.p_CW.scatter_(1, ids_CK, 0)  # and back: a copy is another pass
+        log_mass = (row_sums(self.p_CW) / self.total_C).log()
+        self.p_CW.scatter_(1, ids_CK, mass)
         deep = log_mass < DEEP_LOG_MASS
         if bool(deep.any()):
             shifted = self.shifted_CW[deep].scatter(1, ids_CK[deep], -torch.inf)
@@ -111,20 +113,19 @@ class Distribution:
         values would leave ties, of which bfloat16 is full, to the device and the batch.
         """
         C, W = self.shifted_CW.shape
-        device = self.shifted_CW.device
-        if k * BLOCK >= W:
-            return _first_k(self.shifted_CW, torch.arange(W, device=device), min(k, W))
-        blocks = self.shifted_CW.view(C, -1, BLOCK)
-        picked = _first_k(blocks.amax(-1), torch.arange(W // BLOCK, device=device), k)
-        values = blocks[torch.arange(C, device=device)[:, None], picked]
-        ids = picked[:, :, None] * BLOCK + torch.arange(BLOCK, device=device)
-        return _first_k(values.view(C, -1), ids.view(C, -1), k)
+        values, ids = self.shifted_CW, torch.arange(W, device=self.shifted_CW.device)
+        for size in (BLOCK, 8):
+            if k * size < values.shape[1]:
+                maxima = values.view(C, -1, size).amax(-1)
+                firsts = _first_k(maxima, ids[..., ::size], k)
+                ids = (firsts[:, :, None] + torch.arange(size, device=ids.device)).view(C, -1)
+                values = self.shifted_CW.gather(1, ids)
+        return _first_k(values, ids, min(k, W))
 
 
 def row_sums(values_CW: Tensor) -> Tensor:
-    """float64 [C] sums: float32 within a block, float64 over blocks. NaN counts as zero."""
-    blocks = values_CW.view(len(values_CW), -1, BLOCK)
-    return blocks.nansum(-1).sum(-1, dtype=torch.float64)
+    """float64 [C] sums: float32 within a block, float64 over blocks."""
+    return values_CW.view(len(values_CW), -1, BLOCK).sum(-1).sum(-1, dtype=torch.float64)
 
 
 def _first_k(shifted: Tensor, ids: Tensor, k: int) -> Tensor:

@@ -62,9 +62,9 @@ def temperature_of(name: str) -> float:
 
 
 def _entropy(described: Distribution) -> Tensor:
-    spare = described.scratch.spare_CW
-    terms = torch.mul(described.p_CW, described.shifted_CW, out=spare)  # NaN for 0 · -inf
-    return described.log_norm_C - row_sums(terms) / described.total_C
+    # 0 · -inf is 0 here, and exp(-1e4) is 0
+    finite = torch.clamp(described.shifted_CW, min=-1e4, out=described.scratch.spare_CW)
+    return described.log_norm_C - row_sums(finite.mul_(described.p_CW)) / described.total_C
 
 
 def _rank(teacher: Distribution, label_C: Tensor) -> Tensor:
