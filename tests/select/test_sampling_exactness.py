@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kdstore.hashing import Purpose, RowKeys
 from kdstore.select import parse_selection, select
-from kdstore.select.distribution import BLOCK, Distribution
+from kdstore.select.distribution import Distribution
 from kdstore.select.pps import most_head, split_head
 from kdstore.select.sampled import UNIT, fixed_point, tokens_at
 from tests.select.dense import hard_rows, keys_for, reference_head, select_rows, softmax
@@ -100,18 +100,19 @@ def test_each_light_token_gets_its_step_where_the_sum_is_large(
     assert (control == 0).sum() > 10
 
 
-def test_a_point_falls_on_the_same_token_by_blocks_and_in_one_sum() -> None:
+@pytest.mark.parametrize("count", [500, 5000])  # searched by blocks, and in all sums
+def test_points_fall_on_the_token_whose_step_covers_them(count: int) -> None:
     row = torch.cat([flat_row(), light_row()])
     p, mass = fixed_point(Distribution.of_logits(row))
-    points = torch.rand(2, 500, dtype=torch.float64) * mass.sum(-1, keepdim=True)
-    points[:, :300] = (points[:, :300] / UNIT).round() * UNIT  # on edges of steps, some of them
-    points[:, -1] = 2.0
-    cumulative = p.cumsum(-1, dtype=torch.float64)
-    points[:, 300:400] = cumulative[:, ::2000][:, :100]
-    want = torch.searchsorted(cumulative, points, right=True)
-    want[:, -1] = (p > 0).int().cumsum(-1).argmax(-1)  # the last token with a step
-    assert points.shape[1] * BLOCK < VOCAB
-    torch.testing.assert_close(tokens_at(points, p, mass), want, rtol=0, atol=0)
+    cumulative = np.cumsum(p.double().numpy(), axis=1)
+    points = np.random.default_rng(0).random((2, count)) * cumulative[:, -1:]
+    points[:, :200] = cumulative[:, 7::1000][:, :200]  # the end of a step is the next one's start
+    points[:, 200] = 2.0
+    got = tokens_at(torch.from_numpy(points), p, mass).numpy()
+    for line in range(2):
+        want = np.searchsorted(cumulative[line], points[line], side="right")
+        want[200] = np.flatnonzero(p[line])[-1]
+        np.testing.assert_array_equal(got[line], want)
 
 
 def test_fixed_point_sums_are_exact_in_any_order() -> None:
