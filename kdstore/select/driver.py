@@ -11,12 +11,12 @@ from torch import Tensor
 from kdstore.errors import TeacherError
 from kdstore.hashing import RowKeys
 from kdstore.select.base import Entries, Selection, SelectionStats
-from kdstore.select.distribution import Distribution, Scratch
+from kdstore.select.distribution import BLOCK, Distribution, Scratch
 from kdstore.select.scalars import compute_scalars
 from kdstore.signal import SparseSignal
 
 DEFAULT_SCALARS = ("label_logprob", "label_rank", "entropy")
-CPU_CHUNK_ELEMENTS = 1 << 20
+CPU_CHUNK_ELEMENTS = 1 << 20  # any chunk costs a millisecond besides; 2^21 leaves the cache
 GPU_CHUNK_ELEMENTS = 1 << 26
 
 
@@ -63,7 +63,7 @@ def select(
 def rows_per_chunk(vocab_size: int, device: torch.device) -> int:
     """Rows of logits to select from at once: 4 MB of float32 on a CPU, else 256 MB."""
     elements = CPU_CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
-    return max(1, elements // max(vocab_size, 1))
+    return max(1, elements // max(vocab_size, BLOCK))
 
 
 def _select_chunk(

@@ -1,9 +1,9 @@
 """What the sampled selections share: a temperature, and exact sums to draw tokens from.
 
-Probabilities are rounded to multiples of 2^-52. Their sums, below 2, are then exact in float64, so
-that no order of adding, no batch and no device can change them, and a token's step in the
-cumulative sum is its probability however late it comes. What rounding moves is at most 2^-53 a
-token above 2^-29, half a unit in the last place of float32.
+Probabilities are rounded to multiples of 2^-52. Their sums, below 2, are then exact in float64: no
+order of adding, batch or device changes them, and a token's step in the cumulative sum is its
+probability however much precedes it. Rounding moves a probability below 2^-29 by at most 2^-53 and
+a larger one by a unit in its last place; what is below 2^-53 is never drawn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from kdstore.select.base import Selection, require
 from kdstore.select.distribution import BLOCK, Distribution
 
 UNIT = 2.0**-52
-CPU_PIECE_ELEMENTS = 1 << 16  # in float64 as large as a core's cache
+WHOLE_UNITS = 2.0**-29  # from here up float32 numbers are multiples of 2^-52
+CPU_PIECE_ELEMENTS = 1 << 16  # 512 KB in float64: in the cache of one core
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,9 @@ def fixed_point(described: Distribution) -> tuple[Tensor, Tensor]:
     The probabilities are in spare memory.
     """
     spare = described.scratch.spare_CW
-    p = torch.add(described.p_CW, 2.0**-29, out=spare).sub_(
-        2.0**-29
-    )  # 2^-29 + x has 2^-52 for unit
+    p = torch.add(described.p_CW, WHOLE_UNITS, out=spare).sub_(WHOLE_UNITS)
     blocks = p.view(len(p), -1, BLOCK)
-    # On a CPU torch casts all that it is given before it sums.
+    # On a CPU torch casts all that it is given before it sums, on a GPU one by one.
     rows = max(1, CPU_PIECE_ELEMENTS // p.shape[1]) if p.device.type == "cpu" else len(p)
     return p, torch.cat([part.sum(-1, dtype=torch.float64) for part in torch.split(blocks, rows)])
 

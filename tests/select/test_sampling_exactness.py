@@ -165,6 +165,26 @@ def test_no_head_is_larger_than_the_candidates(tau: float, slack: float) -> None
     assert 1 / tau <= len(p) <= most_head(tau)
 
 
+@pytest.mark.parametrize("spec", ["pps:tau=0.06", "counts:n=50"])
+def test_other_last_bits_of_probabilities_change_few_draws(
+    monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    """As a device with another exponential would: one draw in 20,000, by measurement."""
+    ranks = torch.arange(1, 5001).log()
+    generator = torch.Generator().manual_seed(5)
+    slopes = 1 + 1.6 * torch.rand(400, 1, generator=generator)
+    noise = torch.randn(400, 5000, generator=generator) / 2
+    logits = (noise - slopes * ranks).bfloat16()
+    ours = select_rows(logits, spec)
+    monkeypatch.setattr(
+        Distribution, "p_CW", property(lambda rows: rows.shifted_CW.double().softmax(-1).float())
+    )
+    theirs = select_rows(logits, spec)
+    changed = ((ours.to_dense(5000) > 0) != (theirs.to_dense(5000) > 0)).sum() / 2
+    draws = ours.tail_counts_S.sum() if ours.counts_N is None else ours.counts_N.sum()
+    assert changed <= draws / 1000
+
+
 @pytest.mark.parametrize("elements", [1, 3000, 7000, 1 << 20])
 @pytest.mark.parametrize("spec", ["topk:k=5", "topp:p=0.9", "pps:tau=0.06", "counts:n=50"])
 def test_chunks_do_not_change_entries(
