@@ -1,6 +1,6 @@
 """The contract of a selection.
 
-A selection is a frozen dataclass whose fields are its options. It sees log-probabilities of a
+A selection is a frozen dataclass whose fields are its options. It sees the distribution of a
 bounded chunk of C positions and answers with the entries it keeps. It must not depend on which
 positions share the chunk, and all its randomness comes from the keys it is given.
 """
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from kdstore.errors import UsageError
 from kdstore.hashing import RowKeys
+from kdstore.select.distribution import Distribution
+
+MAX_ID = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,16 @@ class Selection(ABC):
     sampled: ClassVar[bool] = False
 
     @abstractmethod
-    def entries(self, logp_CV: Tensor, keys: RowKeys) -> Entries:
-        """Entries of float32 log-probabilities [C, V], whose rows ``keys`` names."""
+    def entries(self, described: Distribution, keys: RowKeys) -> Entries:
+        """Entries of what ``describes`` gave, whose rows ``keys`` names."""
 
     @abstractmethod
     def typical_entries(self, vocab_size: int) -> int:
         """About how many entries a position gets, for sizing work; at least 1."""
 
-    def tempered(self, logp_CV: Tensor) -> Tensor:
-        """The distribution that the entries describe: ``logp_CV`` unless a temperature is set."""
-        return logp_CV
+    def describes(self, teacher: Distribution) -> Distribution:
+        """The distribution that the entries describe: the teacher's, unless tempered."""
+        return teacher
 
     @property
     def spec(self) -> str:
@@ -87,17 +90,14 @@ def require(condition: bool, selection: Selection, *, expected: str) -> None:
         )
 
 
-def entries_of_mask(kept_CV: Tensor, logp_CV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """rows, ids and float32 log-probabilities of a boolean mask, in ascending order."""
-    rows_N, ids_N = kept_CV.nonzero(as_tuple=True)
-    return rows_N, ids_N, logp_CV[rows_N, ids_N].to(torch.float32)
+def compact(ids_CK: Tensor, kept_CK: Tensor, *values_CK: Tensor) -> tuple[Tensor, ...]:
+    """rows, ids and values [N] of what is kept, rows ascending and ids ascending within a row."""
+    ids_CK, order = ids_CK.masked_fill(~kept_CK, MAX_ID).sort(-1)
+    rows_N, at_N = (ids_CK < MAX_ID).nonzero(as_tuple=True)
+    values = [value.gather(1, order)[rows_N, at_N] for value in values_CK]
+    return (rows_N, ids_CK[rows_N, at_N], *values)
 
 
-def rest_of_mask(kept_CV: Tensor, logp_CV: Tensor) -> Tensor:
-    """float32 [C]: log-sum-exp of what was not kept, -inf if nothing was left."""
-    return logp_CV.masked_fill(kept_CV, -torch.inf).double().logsumexp(-1).float()
-
-
-def no_rest(logp_CV: Tensor) -> Tensor:
+def no_rest(described: Distribution) -> Tensor:
     """float32 [C] of -inf: the entries sum to one."""
-    return logp_CV.new_full(logp_CV.shape[:1], -torch.inf)
+    return torch.full_like(described.largest_C, -torch.inf)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from kdstore.hashing import Purpose, RowKeys
-from kdstore.select.base import Entries, no_rest, require
-from kdstore.select.sampled import SampledSelection, inverse_cdf
+from kdstore.select.base import MAX_ID, Entries, no_rest, require
+from kdstore.select.distribution import Distribution
+from kdstore.select.sampled import SampledSelection, fixed_point, tokens_at
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,16 @@ class Counts(SampledSelection):
         super().__post_init__()
         require(1 <= self.n <= 65535, self, expected="1 <= n <= 65535")
 
-    def entries(self, logp_CV: Tensor, keys: RowKeys) -> Entries:
+    def entries(self, described: Distribution, keys: RowKeys) -> Entries:
         """Entries whose ``counts_N`` sum to n at each position."""
-        cumulative = self.probabilities(logp_CV).cumsum(-1)
-        u = torch.from_numpy(keys.uniform(Purpose.MULTINOMIAL, count=self.n)).to(logp_CV.device)
-        ids = inverse_cdf(cumulative, u * cumulative[:, -1:])
+        p, block_mass = fixed_point(described)
+        u = torch.from_numpy(keys.uniform(Purpose.MULTINOMIAL, count=self.n)).to(p.device)
+        ids = tokens_at(u * block_mass.sum(-1, keepdim=True), p, block_mass).sort(-1).values
         rows = torch.arange(len(ids), device=ids.device)[:, None]
-        pairs, counts = torch.unique(rows * logp_CV.shape[1] + ids, return_counts=True)
+        pairs, counts = torch.unique_consecutive(rows * MAX_ID + ids, return_counts=True)
         logprobs = (counts.double() / self.n).log().float()
         return Entries(
-            pairs // logp_CV.shape[1],
-            pairs % logp_CV.shape[1],
-            logprobs,
-            no_rest(logp_CV),
-            counts_N=counts,
+            pairs // MAX_ID, pairs % MAX_ID, logprobs, no_rest(described), counts_N=counts
         )
 
     def typical_entries(self, vocab_size: int) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from kdstore.hashing import RowKeys
-from kdstore.select.base import Entries, Selection, entries_of_mask, no_rest
+from kdstore.select.base import Entries, Selection, no_rest
+from kdstore.select.distribution import Distribution
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,12 @@ class Full(Selection):
 
     kind = "full"
 
-    def entries(self, logp_CV: Tensor, keys: RowKeys) -> Entries:
+    def entries(self, described: Distribution, keys: RowKeys) -> Entries:
         """All finite log-probabilities; nothing is left for the rest."""
         del keys
-        return Entries(*entries_of_mask(logp_CV > -torch.inf, logp_CV), no_rest(logp_CV))
+        rows_N, ids_N = (described.shifted_CW > -torch.inf).nonzero(as_tuple=True)
+        logprobs_N = described.shifted_CW[rows_N, ids_N] - described.log_norm_C[rows_N]
+        return Entries(rows_N, ids_N, logprobs_N.float(), no_rest(described))
 
     def typical_entries(self, vocab_size: int) -> int:
         """All."""

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kdstore.hashing import Purpose, RowKeys
-from kdstore.select.base import Entries, entries_of_mask, no_rest, require
-from kdstore.select.sampled import SampledSelection, inverse_cdf
+from kdstore.select.base import Entries, compact, no_rest, require
+from kdstore.select.distribution import BLOCK, Distribution
+from kdstore.select.sampled import SampledSelection, fixed_point, tokens_at
 
 HEAD_SLACK = 1e-6
 
@@ -36,19 +38,27 @@ class PPS(SampledSelection):
         super().__post_init__()
         require(0 < self.tau <= 1, self, expected="0 < tau <= 1")
 
-    def entries(self, logp_CV: Tensor, keys: RowKeys) -> Entries:
+    def entries(self, described: Distribution, keys: RowKeys) -> Entries:
         """Entries that sum to one; ``tail_N`` marks the sampled ones, all of weight w."""
-        p = self.probabilities(logp_CV)
-        head, cumulative, num_tail, weight = split_head(p, tau=self.tau)
+        p, block_mass = fixed_point(described)
+        total = block_mass.sum(-1, keepdim=True)
+        ids = described.largest_ids(most_head(self.tau))
+        top_p = p.gather(1, ids).double()
+        num_head, num_tail, weight = split_head(top_p, total, tau=self.tau)
+        head = torch.arange(ids.shape[1], device=p.device) < num_head
+        p.scatter_(1, ids, top_p.masked_fill(head, 0).float())
+        block_mass.scatter_add_(1, ids // BLOCK, -top_p.masked_fill(~head, 0))
         u = torch.from_numpy(keys.uniform(Purpose.TAIL_SAMPLING)).to(p.device)
-        step = torch.arange(max(int(num_tail.max()), 1), device=p.device)
-        ids = inverse_cdf(cumulative, (u + step) * weight[:, None])
-        drawn = step < num_tail[:, None]
-        kept = head.clone()
-        kept[drawn.nonzero(as_tuple=True)[0], ids[drawn]] = True
-        log_p = torch.where(head, p, weight[:, None]).log()
-        rows_N, ids_N, logprobs_N = entries_of_mask(kept, log_p)
-        return Entries(rows_N, ids_N, logprobs_N, no_rest(logp_CV), tail_N=~head[rows_N, ids_N])
+        step = torch.arange(self.typical_entries(p.shape[1]), device=p.device)
+        drawn = tokens_at((u + step) * weight, p, block_mass)
+        masses = torch.cat([top_p, weight.expand(drawn.shape)], dim=1)
+        rows_N, ids_N, logprobs_N, tail_N = compact(
+            torch.cat([ids, drawn], dim=1),
+            torch.cat([head, step < num_tail], dim=1),
+            (masses / total).log().float(),
+            (torch.arange(masses.shape[1], device=p.device) >= ids.shape[1]).expand(masses.shape),
+        )
+        return Entries(rows_N, ids_N, logprobs_N, no_rest(described), tail_N=tail_N)
 
     def typical_entries(self, vocab_size: int) -> int:
         """One per tau of probability, head or tail."""
@@ -59,19 +69,26 @@ class PPS(SampledSelection):
         return frozenset({"tau"})
 
 
-def split_head(p_CV: Tensor, *, tau: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Head mask [C, V], cumulative tail mass [C, V], tail draws n [C] and tail weight w [C].
+def most_head(tau: float) -> int:
+    """The largest head: 1/tau tokens, and 5 for the slack.
 
-    Starting from the tokens of at least ``tau``, tail tokens of at least w(1 - 1e-6) join the head
-    until none is left. From that start w never grows, so every head value stays above w.
+    h tokens of at least tau leave a tail of at most 1/tau - h + 1 draws. A token that joins has at
+    least w, so it leaves (n - 1)w <= (n - 1)tau: one draw less. With the slack one token may come
+    too many, and three join a single draw, each leaving 1e-6 of it: then nothing of 2^-52 is left.
     """
-    head = p_CV >= tau
-    while True:
-        cumulative = p_CV.masked_fill(head, 0).cumsum(-1)
-        mass = cumulative[:, -1]
-        num_tail = (mass / tau).ceil()
-        weight = torch.where(num_tail > 0, mass / num_tail.clamp(min=1), 0)
-        joins = (p_CV >= weight[:, None] * (1 - HEAD_SLACK)) & (p_CV > 0) & ~head
-        if not bool(joins.any()):
-            return head, cumulative, num_tail.long(), weight
-        head |= joins
+    return math.floor(1 / tau) + 5
+
+
+def split_head(top_p_CK: Tensor, total_C1: Tensor, *, tau: float) -> tuple[Tensor, Tensor, Tensor]:
+    """[C, 1] each: tokens in the head, tail draws n and tail weight w, from falling probabilities.
+
+    The head takes tokens, largest first, while the next has at least ``tau`` or w(1 - 1e-6). From
+    there w never grows, so every head value stays above w.
+    """
+    p = pad(top_p_CK, (0, 1))
+    left = total_C1 - (p.cumsum(-1) - p)
+    num_tail = (left / total_C1 / tau).ceil()
+    weight = left / num_tail.clamp(min=1)
+    ends = (p < tau * total_C1) & (p < weight * (1 - HEAD_SLACK)) | (p == 0)
+    num_head = ends.int().argmax(-1, keepdim=True)
+    return num_head, num_tail.gather(1, num_head).long(), weight.gather(1, num_head)

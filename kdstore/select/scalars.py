@@ -15,28 +15,35 @@ import torch
 from torch import Tensor
 
 from kdstore.errors import UsageError
+from kdstore.select.distribution import Distribution, row_sums
 
 LSE_T_PREFIX = "lse_T"
 
 
 def compute_scalars(
-    names: tuple[str, ...], logp_CV: Tensor, labels_C: Tensor, *, lse: Tensor, tempered: Tensor
+    names: tuple[str, ...],
+    teacher: Distribution,
+    labels_C: Tensor,
+    *,
+    described: Distribution,
 ) -> dict[str, Tensor]:
     """float32 [C] for each name; UsageError for a name that no scalar has."""
-    label_logp = _label_logprob(logp_CV, labels_C)
+    label = _label_shifted(teacher, labels_C)
     known: dict[str, Callable[[], Tensor]] = {
-        "label_logprob": lambda: label_logp,
-        "label_rank": lambda: ((logp_CV > label_logp[:, None]).sum(-1) + 1).float(),
-        "entropy": lambda: _entropy(tempered),
-        "lse": lambda: lse,
+        "label_logprob": lambda: label - teacher.log_norm_C,
+        "label_rank": lambda: _rank(teacher, label),
+        "entropy": lambda: _entropy(described),
+        "lse": lambda: teacher.lse_C,
     }
     values = {}
     for name in names:
         if name in known:
             values[name] = known[name]()
         else:
-            values[name] = (logp_CV / temperature_of(name)).logsumexp(-1)
-    return values
+            temperature = temperature_of(name)
+            log_norm = teacher.tempered(temperature).log_norm_C
+            values[name] = log_norm - teacher.log_norm_C / temperature
+    return {name: value.float() for name, value in values.items()}
 
 
 def temperature_of(name: str) -> float:
@@ -54,12 +61,19 @@ def temperature_of(name: str) -> float:
     return temperature
 
 
-def _entropy(logp_CV: Tensor) -> Tensor:
-    terms = logp_CV.exp() * logp_CV.clamp(min=-1e4)  # 0 · -inf is 0 here: exp(-1e4) is 0
-    return -terms.sum(-1, dtype=torch.float64).float()
+def _entropy(described: Distribution) -> Tensor:
+    # 0 · -inf is 0 here, and exp(-1e4) is 0
+    finite = torch.clamp(described.shifted_CW, min=-1e4, out=described.scratch.spare_CW)
+    return described.log_norm_C - row_sums(finite.mul_(described.p_CW)) / described.total_C
 
 
-def _label_logprob(logp_CV: Tensor, labels_C: Tensor) -> Tensor:
-    inside = labels_C < logp_CV.shape[1]
-    picked = logp_CV.gather(1, labels_C.where(inside, 0)[:, None])[:, 0]
+def _rank(teacher: Distribution, label_C: Tensor) -> Tensor:
+    """Comparing to float takes a quarter of the time of comparing to bool."""
+    larger = torch.gt(teacher.shifted_CW, label_C[:, None], out=teacher.scratch.spare_CW)
+    return larger.sum(-1) + 1
+
+
+def _label_shifted(teacher: Distribution, labels_C: Tensor) -> Tensor:
+    inside = labels_C < teacher.shifted_CW.shape[1]
+    picked = teacher.shifted_CW.gather(1, labels_C.where(inside, 0)[:, None])[:, 0]
     return picked.where(inside, -torch.inf)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from kdstore.hashing import RowKeys
-from kdstore.select.base import Entries, Selection, entries_of_mask, require, rest_of_mask
+from kdstore.select.base import Entries, Selection, compact, require
+from kdstore.select.distribution import Distribution
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class TopK(Selection):
     def __post_init__(self) -> None:
         require(self.k >= 1, self, expected="k >= 1")
 
-    def entries(self, logp_CV: Tensor, keys: RowKeys) -> Entries:
-        """Entries [C·k] and rest; ties at the k-th place go as torch.topk decides."""
+    def entries(self, described: Distribution, keys: RowKeys) -> Entries:
+        """Entries [C·k] and rest; of equals at the k-th place the lowest ids."""
         del keys
-        top_logp, top_ids = logp_CV.topk(min(self.k, logp_CV.shape[1]), dim=-1)
-        kept = torch.zeros_like(logp_CV, dtype=torch.bool)
-        kept.scatter_(1, top_ids, top_logp > -torch.inf)
-        return Entries(*entries_of_mask(kept, logp_CV), rest_of_mask(kept, logp_CV))
+        ids = described.largest_ids(self.k)
+        logprobs = described.logprobs_at(ids)
+        rows_N, ids_N, logprobs_N = compact(ids, logprobs > -torch.inf, logprobs)
+        return Entries(rows_N, ids_N, logprobs_N, described.log_mass_without(ids))
 
     def typical_entries(self, vocab_size: int) -> int:
         """k."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from kdstore.hashing import RowKeys
-from kdstore.select.base import Entries, Selection, entries_of_mask, require, rest_of_mask
+from kdstore.select.base import Entries, Selection, compact, require
+from kdstore.select.distribution import Distribution
 
 
 @dataclass(frozen=True)
@@ -26,14 +24,16 @@ class TopP(Selection):
     def __post_init__(self) -> None:
         require(0 < self.p <= 1 and self.max_k >= 1, self, expected="0 < p <= 1 and max_k >= 1")
 
-    def entries(self, logp_CV: Tensor, keys: RowKeys) -> Entries:
+    def entries(self, described: Distribution, keys: RowKeys) -> Entries:
         """Entries and rest; a token is kept while the mass before it is below ``p``."""
         del keys
-        top_logp, top_ids = logp_CV.topk(min(self.max_k, logp_CV.shape[1]), dim=-1)
-        top_p = top_logp.double().exp()
-        wanted = (top_p.cumsum(-1) - top_p < self.p) & (top_p > 0)
-        kept = torch.zeros_like(logp_CV, dtype=torch.bool).scatter_(1, top_ids, wanted)
-        return Entries(*entries_of_mask(kept, logp_CV), rest_of_mask(kept, logp_CV))
+        ids = described.largest_ids(self.max_k)
+        logprobs = described.logprobs_at(ids)
+        p = logprobs.double().exp()
+        kept = (p.cumsum(-1) - p < self.p) & (p > 0)
+        rows_N, ids_N, logprobs_N = compact(ids, kept, logprobs)
+        rest = described.log_mass_without(ids.where(kept, ids[:, :1]))
+        return Entries(rows_N, ids_N, logprobs_N, rest)
 
     def typical_entries(self, vocab_size: int) -> int:
         """At most max_k."""

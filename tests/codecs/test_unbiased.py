@@ -11,6 +11,7 @@ import torch
 from kdstore.codecs import IdOrder, Positions, codec_for, pps
 from kdstore.hashing import RowKeys
 from kdstore.select import parse_selection, select
+from kdstore.select.distribution import Distribution
 from kdstore.select.pps import PPS
 from tests.select.dense import logits_of, softmax
 
@@ -69,15 +70,13 @@ def test_a_biased_rounding_is_caught(monkeypatch: pytest.MonkeyPatch, uniform: f
 
 
 def test_a_tail_sampled_uniformly_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    probabilities = PPS.probabilities
-
-    def flattened(self: PPS, logp: torch.Tensor) -> torch.Tensor:
-        p = probabilities(self, logp)
-        tail = p < 0.06
+    def flattened(self: PPS, teacher: Distribution) -> Distribution:
+        p = teacher.p_CW.clone()
+        tail = (p < 0.06) & (p > 0)
         mean = (p * tail).sum(-1, keepdim=True) / tail.sum(-1, keepdim=True)
-        return torch.where(tail, mean, p)
+        return Distribution.of_logits(torch.where(tail, mean, p).log())
 
-    monkeypatch.setattr(PPS, "probabilities", flattened)
+    monkeypatch.setattr(PPS, "describes", flattened)
     assert largest_deviation(ROWS["peaked"], "pps:tau=0.06") > 2 * LIMIT
 
 

@@ -17,7 +17,9 @@ from kdstore.readers import fidelity
 from kdstore.readers.fidelity import store_fidelity
 from kdstore.readers.store import Store
 from kdstore.sample import Sample
-from kdstore.select.pps import PPS
+from kdstore.select import pps
+from kdstore.select.distribution import Distribution
+from kdstore.select.sampled import fixed_point
 
 Dump = Callable[..., Path]
 V = 384
@@ -113,16 +115,17 @@ def test_the_signal_that_a_store_was_opened_for_does_not_matter(dump: Dump) -> N
     assert store_fidelity(kdstore.open(path, signal="audit")) == store_fidelity(kdstore.open(path))
 
 
-def flattened(self: PPS, logp: torch.Tensor) -> torch.Tensor:
+def flattened(described: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
     """The tail's mass spread evenly over its tokens: a biased draw."""
-    p = logp.exp().double()
-    tail = p < self.tau
+    p, block_mass = fixed_point(described)
+    tail = (p < 0.06) & (p > 0)
     mean = (p * tail).sum(-1, keepdim=True) / tail.sum(-1, keepdim=True)
-    return torch.where(tail, mean, p)
+    p = torch.where(tail, mean, p)
+    return p, p.view(*block_mass.shape, -1).sum(-1, dtype=torch.float64)
 
 
 def test_a_bias_is_seen(dump: Dump, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PPS, "probabilities", flattened)
+    monkeypatch.setattr(pps, "fixed_point", flattened)
     found = store_fidelity(kdstore.open(dump(audit_fraction=1)))
     assert found["gradient_bias"] > 2 * found["gradient_bias_by_chance"]
 

@@ -59,3 +59,17 @@ def select_rows(
         keys=keys_for(len(logits), seed=seed),
         **options,  # type: ignore[arg-type]
     )
+
+
+def reference_head(p: NDArray[np.float64], *, tau: float) -> tuple[NDArray[np.bool_], int, float]:
+    """Head, tail draws and tail weight of one row of pps, by full passes until nothing joins."""
+    total = p.sum()
+    head = p >= tau * total
+    while True:
+        mass = p[~head].sum()
+        num_tail = int(np.ceil(mass / total / tau))
+        weight = mass / max(num_tail, 1)
+        joins = (p >= weight * (1 - 1e-6)) & (p > 0) & ~head
+        if not joins.any():
+            return head, num_tail, weight / total
+        head |= joins
