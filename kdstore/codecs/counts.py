@@ -5,20 +5,29 @@ The ids drawn once, more than half of them, need no count: they are a run of the
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.codecs.base import Positions, SignalCodec
-from kdstore.codecs.ids import decode_runs, gaps_of, ranks_of
+from kdstore.codecs.ids import grouped_runs, read_run, successors_of
+from kdstore.codecs.jit import kernel
 from kdstore.codecs.options import option
-from kdstore.codecs.planes import Plane, Planes
-from kdstore.codecs.shorts import decode_shorts, encode_shorts, short_names
-from kdstore.codecs.sorting import merge_groups
-from kdstore.errors import CorruptShardError, KDStoreError, SignalError
+from kdstore.codecs.planes import Plane, Planes, expect_length
+from kdstore.codecs.shorts import decode_shorts, encode_shorts, read_stream, short_names
+from kdstore.codecs.sorting import id_buffers, place
+from kdstore.errors import CorruptShardError, SignalError
 from kdstore.signal import SparseSignal, segment_sum
 
 MAX_ROUNDS = 1 << 20
 _GROUPS = ("repeat", "single")  # ids drawn more than once, and once
+_WRONG = {
+    1: ("a rank lies outside the id order", "ranks within the vocabulary"),
+    2: ("a position has the same token id twice", "distinct ids"),
+    3: ("counts of a position do not sum to n", "as many draws as the selection says"),
+    4: ("a plane has more extra bytes than its codes ask for", "extra bytes that are all used"),
+}
 
 
 class CountsCodec(SignalCodec):
@@ -42,52 +51,105 @@ class CountsCodec(SignalCodec):
     def encode_entries(self, signal: SparseSignal, positions: Positions) -> dict[str, Plane]:
         """Exact counts; SignalError unless they sum to n at each position."""
         counts, splits = self._checked_counts(signal), positions.splits
-        group_N = (counts == 1).astype(np.int64)
-        runs = signal.rows_N * 2 + group_N
-        ranks = ranks_of(signal.ids_N, positions.previous_S[signal.rows_N], self.order)
-        order = np.lexsort((ranks, runs))
-        gaps, rows, group = gaps_of(ranks[order], runs[order]), signal.rows_N[order], group_N[order]
+        groups = grouped_runs(
+            signal.ids_N,
+            signal.indptr,
+            (counts == 1).astype(np.uint8),
+            2,
+            previous_S=positions.previous_S,
+            order=self.order,
+        )
         planes: dict[str, Plane] = {}
-        for which, name in enumerate(_GROUPS):
-            of = group == which
-            lengths = np.bincount(rows[of], minlength=len(signal))
-            planes |= encode_shorts(f"{name}s", lengths, splits)
-            planes |= encode_shorts(name, gaps[of], np.searchsorted(rows[of], splits))
-        repeated = group == 0
-        values = counts[order][repeated] - 2
-        return planes | encode_shorts("count", values, np.searchsorted(rows[repeated], splits))
+        for name, group in zip(_GROUPS, groups, strict=True):
+            planes |= encode_shorts(f"{name}s", group.lengths_S, splits)
+            planes |= encode_shorts(name, group.gaps_G, group.bounds(splits))
+        repeated = groups[0]
+        values = counts[repeated.entries_G] - 2
+        return planes | encode_shorts("count", values, repeated.bounds(splits))
 
     def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
         """Entries whose probability is count / n."""
         S = len(previous_S)
         lengths = [decode_shorts(planes, f"{name}s", length=S).astype(np.int64) for name in _GROUPS]
-        ids = [
-            decode_runs(planes, name, lengths_R=length, previous_R=previous_S, order=self.order)
-            for name, length in zip(_GROUPS, lengths, strict=True)
-        ]
-        counts = decode_shorts(planes, "count", length=len(ids[0])).astype(np.int64) + 2
-        indptr, ids_N, slots = merge_groups(lengths, ids)
-        counts_N = np.concatenate([counts, np.ones(len(ids[1]), np.int64)])[slots]
-        self._check_total(counts_N, indptr, CorruptShardError)
-        logprobs = np.log(counts_N / self.rounds)
+        for name, lengths_S in zip(_GROUPS, lengths, strict=True):
+            expect_length(name, planes[name].data, int(lengths_S.sum()))
+        repeated = decode_shorts(planes, "count", length=len(planes[_GROUPS[0]].data))
+        indptr = np.concatenate([[0], np.cumsum(lengths[0] + lengths[1])])
+        ids_N, counts_N = np.empty((2, indptr[-1]), dtype=np.int32)
+        status, row = _decode(
+            indptr,
+            lengths[0],
+            previous_S,
+            (self.order.token_of, self.order.successors.first_V1),
+            tuple(read_stream(planes, name) for name in _GROUPS),
+            repeated,
+            self.rounds,
+            ids_N,
+            counts_N,
+        )
+        if status:
+            what, expected = _WRONG[status]
+            raise CorruptShardError(what, where=f"position {row}", expected=expected)
+        logprobs = np.log(np.arange(1, counts_N.max(initial=1) + 1) / self.rounds)[counts_N - 1]
         return SparseSignal.from_arrays(self.selection, indptr, ids_N, logprobs, counts_N=counts_N)
 
     def _checked_counts(self, signal: SparseSignal) -> NDArray[np.int64]:
         if signal.counts_N is None:
             raise SignalError("a counts signal needs counts_N", got=None)
         counts = signal.counts_N.astype(np.int64)
-        self._check_total(counts, signal.indptr, SignalError)
-        return counts
-
-    def _check_total(
-        self, counts: NDArray[np.int64], indptr: NDArray[np.int64], error: type[KDStoreError]
-    ) -> None:
-        totals = segment_sum(counts, indptr)
+        totals = segment_sum(counts, signal.indptr)
         bad = np.flatnonzero(totals != self.rounds)
         if len(bad) or (counts < 1).any():
-            raise error(
+            raise SignalError(
                 "counts of a position do not sum to n",
                 where=f"position {bad[0]} of the signal" if len(bad) else None,
                 expected=f"positive counts that sum to {self.rounds}",
                 got=totals[bad[:1]].tolist() or int(counts.min()),
             )
+        return counts
+
+
+@kernel
+def _decode(
+    indptr: NDArray[Any],
+    repeats_S: NDArray[Any],
+    previous_S: NDArray[Any],
+    order: tuple[NDArray[Any], ...],
+    runs: tuple[tuple[NDArray[Any], ...], ...],
+    repeated: NDArray[Any],
+    rounds: int,
+    ids_N: NDArray[Any],
+    counts_N: NDArray[Any],
+) -> tuple[int, int]:
+    """Status (0: fine, else see ``_WRONG``) and position; fills the entries, ascending by id."""
+    token_of, first_V1 = order
+    ids, places = id_buffers(indptr)
+    V = len(first_V1) - 1
+    at_repeat, at_single, repeat_extra, single_extra = 0, 0, 0, 0
+    for s in range(len(repeats_S)):
+        start, n, repeats = indptr[s], indptr[s + 1] - indptr[s], repeats_S[s]
+        low, count = successors_of(previous_S[s], first_V1)
+        repeat_extra = read_run(
+            runs[0], at_repeat, repeat_extra, repeats, token_of, V, low, count, ids, 0
+        )
+        single_extra = read_run(
+            runs[1], at_single, single_extra, n - repeats, token_of, V, low, count, ids, repeats
+        )
+        if repeat_extra < 0 or single_extra < 0:
+            return 1, s
+        if not place(ids, n, places):
+            return 2, s
+        left = rounds - (n - repeats)
+        for j in range(n):
+            slot = start + places[j]
+            ids_N[slot] = ids[j]
+            counts_N[slot] = 1
+            if j < repeats:
+                drawn = np.int64(repeated[at_repeat + j]) + 2
+                left -= drawn
+                counts_N[slot] = drawn
+        if left != 0:
+            return 3, s
+        at_repeat, at_single = at_repeat + repeats, at_single + n - repeats
+    used_all = repeat_extra == len(runs[0][1]) and single_extra == len(runs[1][1])
+    return (0 if used_all else 4), len(repeats_S)

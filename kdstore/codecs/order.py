@@ -74,6 +74,11 @@ class IdOrder:
     successors: Successors
     rank_of_V: NDArray[np.int32] = field(init=False)
 
+    @cached_property
+    def token_of(self) -> NDArray[np.int32]:
+        """int32 [P + V]: ``successors.ids_P``, then ``id_of_V``, so that reading is one lookup."""
+        return np.concatenate([self.successors.ids_P, self.id_of_V])
+
     def __post_init__(self) -> None:
         rank_of_V = np.empty(len(self.id_of_V), dtype=np.int32)
         rank_of_V[self.id_of_V] = np.arange(len(self.id_of_V), dtype=np.int32)

@@ -14,30 +14,30 @@ where pps puts it, the position's values are stored exactly (decided before draw
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.codecs.base import Positions, SignalCodec
-from kdstore.codecs.ids import decode_runs, gaps_of, ranks_of
+from kdstore.codecs.ids import Group, grouped_runs
 from kdstore.codecs.options import option
 from kdstore.codecs.planes import Plane, Planes, expect_length
 from kdstore.codecs.pps_kernels import (
     DROPPED,
     MANY,
     UNITS,
-    assemble,
     count_entries,
+    decode_positions,
     round_positions,
 )
-from kdstore.codecs.shorts import decode_shorts, encode_shorts, short_names
+from kdstore.codecs.shorts import encode_shorts, read_stream, short_names
 from kdstore.errors import CorruptShardError, SignalError
 from kdstore.hashing import Purpose, RowKeys
 from kdstore.signal import SparseSignal
 
 MIN_TAU = 1e-4  # 10,000 entries a position
-_TOP, _HEAD, _TAIL = 0, 1, 2
+_TOP, _HEAD, _TAIL, _LEFT_OUT = range(4)
 _REFUSED = {
     1: ("tail entries of a position have different weights", "one weight"),
     2: ("the entries of a position leave nothing to the largest", "entries that sum to one"),
@@ -47,6 +47,8 @@ _WRONG = {
     2: ("decoded entries sum to more than one", "something left for the largest"),
     3: ("an exact value is no log-probability", "finite values at most 0"),
     4: ("a position has the same token id twice", "distinct ids"),
+    5: ("a rank lies outside the id order", "ranks within the vocabulary"),
+    6: ("a plane has more extra bytes than its codes ask for", "extra bytes that are all used"),
 }
 
 
@@ -85,35 +87,34 @@ class PPSCodec(SignalCodec):
         """Rounded values; what is rounded to zero is not stored."""
         tail_N = _checked_tail(signal)
         code_N, weight_S, exact_S, top_S = self._rounded(signal, tail_N, positions.keys)
-        kept = np.flatnonzero(code_N != DROPPED)
-        group_N = np.where(tail_N, _TAIL, _HEAD)
+        group_N = np.where(tail_N, _TAIL, _HEAD).astype(np.uint8)
         group_N[top_S[top_S >= 0]] = _TOP
-        rows, group = signal.rows_N[kept], group_N[kept]
-        ranks = ranks_of(signal.ids_N[kept], positions.previous_S[rows], self.order)
-        runs = rows * 3 + group
-        order = np.lexsort((ranks, runs))
-        kept, rows, group = kept[order], rows[order], group[order]
-        gaps = gaps_of(ranks[order], runs[order])
-        counts = _Counts(
-            np.bincount(rows[group != _TAIL], minlength=len(signal)),
-            np.bincount(rows[group == _TAIL], minlength=len(signal)),
-            exact_S,
+        group_N[code_N == DROPPED] = _LEFT_OUT
+        top, head, tail = grouped_runs(
+            signal.ids_N,
+            signal.indptr,
+            group_N,
+            3,
+            previous_S=positions.previous_S,
+            order=self.order,
         )
-        planes = _count_planes(counts, positions.splits)
-        for name, which in (("top", _TOP), ("head", _HEAD), ("tail", _TAIL)):
-            of = group == which
-            planes |= encode_shorts(name, gaps[of], _splits(rows[of], positions.splits))
-        coded = (group == _HEAD) & ~exact_S[rows]
-        planes |= encode_shorts(
-            "value", code_N[kept[coded]], _splits(rows[coded], positions.splits)
-        )
-        weighted = np.flatnonzero((counts.heads_S > 0) & (counts.tails_S > 0) & ~exact_S)
-        planes["weight"] = Plane(weight_S[weighted], _splits(weighted, positions.splits))
-        stored = exact_S[rows] & (group != _TOP)
-        stored &= (group == _HEAD) | (np.diff(rows * 3 + group, prepend=-1) != 0)
-        values = signal.logprobs_N[kept[stored]].astype("<f4").view(np.uint8)
-        planes["exact"] = Plane(values, 4 * _splits(rows[stored], positions.splits))
-        return planes
+        counts = _Counts(top.lengths_S + head.lengths_S, tail.lengths_S, exact_S)
+        weighted = (top.lengths_S > 0) & (tail.lengths_S > 0)
+        coded = ~np.repeat(exact_S, head.lengths_S)
+        splits = positions.splits
+        return {
+            **_count_planes(counts, splits),
+            **encode_shorts("top", top.gaps_G, top.bounds(splits)),
+            **encode_shorts("head", head.gaps_G, head.bounds(splits)),
+            **encode_shorts("tail", tail.gaps_G, tail.bounds(splits)),
+            **encode_shorts(
+                "value",
+                code_N[head.entries_G[coded]],
+                _bounds(np.where(exact_S, 0, head.lengths_S))[splits],
+            ),
+            "weight": Plane(weight_S[weighted & ~exact_S], _bounds(weighted & ~exact_S)[splits]),
+            "exact": _exact_plane(signal.logprobs_N, exact_S, head, tail, splits),
+        }
 
     def _rounded(
         self, signal: SparseSignal, tail_N: NDArray[np.bool_], keys: RowKeys
@@ -142,35 +143,31 @@ class PPSCodec(SignalCodec):
 
     def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
         """Entries that sum to one; ``tail_N`` marks the sampled ones."""
-        S = len(previous_S)
-        counts = _read_counts(planes, S)
-        headed = counts.heads_S > 0
-        heads = counts.heads_S - headed
-        ids = tuple(
-            decode_runs(planes, name, lengths_R=lengths, previous_R=previous_S, order=self.order)
-            for name, lengths in (
-                ("top", headed.astype(np.int64)),
-                ("head", heads),
-                ("tail", counts.tails_S),
-            )
+        counts = _read_counts(planes, len(previous_S))
+        _check_lengths(planes, counts)
+        indptr = _bounds(counts.heads_S + counts.tails_S)
+        entries = (
+            np.empty(indptr[-1], dtype=np.int32),
+            np.empty(indptr[-1], dtype=np.float32),
+            np.empty(indptr[-1], dtype=np.bool_),
         )
-        codes = decode_shorts(planes, "value", length=int(heads[~counts.exact_S].sum()))
-        weighted = headed & (counts.tails_S > 0)
-        weights = planes["weight"].data
-        expect_length("weight", weights, int((weighted & ~counts.exact_S).sum()))
-        exact = planes["exact"].data
-        expect_length("exact", exact, 4 * int((heads + weighted)[counts.exact_S].sum()))
-        indptr = np.concatenate([[0], np.cumsum(counts.heads_S + counts.tails_S)])
-        out_ids = np.empty(indptr[-1], dtype=np.int32)
-        logprobs = np.empty(indptr[-1], dtype=np.float32)
-        tail = np.empty(indptr[-1], dtype=np.bool_)
-        values = (codes, weights, np.ascontiguousarray(exact).view("<f4").astype(np.float32))
-        tables = self._tables(int(counts.tails_S.max(initial=0)))
-        status, row = assemble(indptr, counts, ids, values, tables, out_ids, logprobs, tail)
+        status, row = decode_positions(
+            indptr,
+            counts,
+            previous_S,
+            (self.order.token_of, self.order.successors.first_V1),
+            tuple(read_stream(planes, name) for name in ("top", "head", "tail")),
+            read_stream(planes, "value"),
+            planes["weight"].data,
+            np.frombuffer(planes["exact"].data, dtype="<f4"),
+            self._tables(int(counts.tails_S.max(initial=0))),
+            *entries,
+        )
         if status:
             what, expected = _WRONG[status]
             raise CorruptShardError(what, where=f"position {row}", expected=expected)
-        return SparseSignal.from_arrays(self.selection, indptr, out_ids, logprobs, tail_N=tail)
+        ids_N, logprobs_N, tail_N = entries
+        return SparseSignal.from_arrays(self.selection, indptr, ids_N, logprobs_N, tail_N=tail_N)
 
     def _tables(self, most_tails: int) -> tuple[NDArray[np.float64], ...]:
         """Logs of k units of mass, of one minus k units while that is positive, and of counts."""
@@ -222,6 +219,40 @@ def _read_counts(planes: Planes, num_scored: int) -> _Counts:
     return counts
 
 
-def _splits(rows: NDArray[np.int64], splits: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where samples begin among ascending position rows."""
-    return np.searchsorted(rows, splits).astype(np.int64)
+def _check_lengths(planes: Planes, counts: _Counts) -> None:
+    headed, tailed = counts.heads_S > 0, counts.tails_S > 0
+    heads = counts.heads_S - headed
+    weighted, coded = headed & tailed, ~counts.exact_S
+    expected = {
+        "top": headed.sum(),
+        "head": heads.sum(),
+        "tail": counts.tails_S.sum(),
+        "value": heads[coded].sum(),
+        "weight": weighted[coded].sum(),
+        "exact": 4 * (heads + weighted)[counts.exact_S].sum(),
+    }
+    for name, length in expected.items():
+        expect_length(name, planes[name].data, int(length))
+
+
+def _exact_plane(
+    logprobs_N: NDArray[np.float32],
+    exact_S: NDArray[np.bool_],
+    head: Group,
+    tail: Group,
+    splits: NDArray[np.int64],
+) -> Plane:
+    """float32 of each head but the largest, then of one tail entry, of exact positions."""
+    first_S = np.flatnonzero(exact_S & (tail.lengths_S > 0))
+    rows = np.repeat(np.arange(len(exact_S)), np.where(exact_S, head.lengths_S, 0))
+    heads = head.entries_G[np.repeat(exact_S, head.lengths_S)]
+    tails = tail.entries_G[_bounds(tail.lengths_S)[first_S]]
+    order = np.argsort(np.concatenate([rows, first_S]), kind="stable")
+    values = logprobs_N[np.concatenate([heads, tails])[order]].astype("<f4")
+    lengths = np.where(exact_S, head.lengths_S + (tail.lengths_S > 0), 0)
+    return Plane(values.view(np.uint8), 4 * _bounds(lengths)[splits])
+
+
+def _bounds(lengths_S: NDArray[Any]) -> NDArray[np.int64]:
+    """int64 [S+1]: where each position begins, from lengths or flags."""
+    return np.concatenate([[0], np.cumsum(lengths_S, dtype=np.int64)])

@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdstore.codecs.ids import read_run, successors_of
 from kdstore.codecs.jit import kernel
-from kdstore.codecs.sorting import sort_keys
+from kdstore.codecs.shorts import ONE, read_long
+from kdstore.codecs.sorting import id_buffers, place
+
+Stream = tuple[NDArray[Any], ...]  # of shorts: codes, extra bytes
 
 HEAD_STEPS = 2  # grid of head values: tau / 2
 TAIL_STEPS = 3  # grid of the tail's mass: tau / 3
@@ -114,84 +118,131 @@ def count_entries(
 
 
 @kernel
-def assemble(
+def decode_positions(
     indptr: NDArray[Any],
     counts: tuple[NDArray[Any], ...],
-    ids: tuple[NDArray[Any], ...],
-    values: tuple[NDArray[Any], ...],
+    previous_S: NDArray[Any],
+    order: tuple[NDArray[Any], ...],
+    runs: tuple[Stream, ...],
+    values: Stream,
+    weights: NDArray[Any],
+    exact: NDArray[Any],
     tables: tuple[NDArray[Any], ...],
     ids_N: NDArray[Any],
     logprobs_N: NDArray[Any],
     tail_N: NDArray[Any],
 ) -> tuple[int, int]:
-    """Status (0: fine) and position; fills the entries, ascending by id."""
+    """Status (0: fine, else see ``pps.py``) and position; fills the entries, ascending by id."""
     heads_S, tails_S, exact_S = counts
-    top_ids, head_ids, tail_ids = ids
-    codes, weights, exact = values
-    log_mass, log_left, log_count = tables
-    longest = 0
-    for s in range(len(heads_S)):
-        longest = max(longest, indptr[s + 1] - indptr[s])
-    keys = np.empty(longest, dtype=np.int64)
-    logprobs = np.empty(longest, dtype=np.float32)
-    at_top, at_head, at_tail, at_code, at_weight, at_exact = 0, 0, 0, 0, 0, 0
+    token_of, first_V1 = order
+    top, head, tail = runs
+    ids, places = id_buffers(indptr)
+    logprobs = np.empty(len(ids), dtype=np.float32)
+    at_top, at_head, at_tail, at_value, at_weight, at_exact = 0, 0, 0, 0, 0, 0
+    top_extra, head_extra, tail_extra, value_extra = 0, 0, 0, 0
+    V = len(first_V1) - 1
     for s in range(len(heads_S)):
         heads, tails = heads_S[s], tails_S[s]
         start, n = indptr[s], heads + tails
-        log_weight, taken = -log_count[tails], np.int64(0)
-        if exact_S[s]:
-            left = np.float64(1)
-            for j in range(1, heads + (tails > 0)):
-                value = exact[at_exact]
-                if not (value <= 0 and value > -np.inf):
-                    return 3, s
-                if j < heads:
-                    logprobs[j] = value
-                    left -= np.exp(np.float64(value))
-                else:
-                    log_weight = value
-                    left -= tails * np.exp(np.float64(value))
-                at_exact += 1
-            if not left > 0:
-                return 2, s
-            logprobs[0] = np.log(left)
-        elif heads:
-            if tails:
-                code = np.int64(weights[at_weight])
-                if code > TAIL_STEPS or (tails == 1 and code == 0):
-                    return 1, s
-                mass = TAIL_UNITS * (TAIL_STEPS * (tails - 1) + code)
-                taken += mass
-                at_weight += 1
-                if taken >= len(log_left):
-                    return 2, s
-                log_weight += log_mass[mass]
-            for j in range(1, heads):
-                code = np.int64(codes[at_code])
-                taken += HEAD_UNITS * code
-                if code == 0 or taken >= len(log_left):
-                    return 1, s
-                logprobs[j] = log_mass[HEAD_UNITS * code]
-                at_code += 1
-            logprobs[0] = log_left[taken]
+        low, count = successors_of(previous_S[s], first_V1)
         if heads:
-            keys[0] = np.int64(top_ids[at_top]) << 32
-            at_top += 1
-        for j in range(1, heads):
-            keys[j] = np.int64(head_ids[at_head]) << 32 | j
-            at_head += 1
-        for j in range(heads, n):
-            keys[j] = np.int64(tail_ids[at_tail]) << 32 | j
-            logprobs[j] = log_weight
-            at_tail += 1
-        sort_keys(keys, n)
-        last = np.int64(-1)
+            top_extra = read_run(top, at_top, top_extra, 1, token_of, V, low, count, ids, 0)
+            head_extra = read_run(
+                head, at_head, head_extra, heads - 1, token_of, V, low, count, ids, 1
+            )
+            if top_extra < 0 or head_extra < 0:
+                return 5, s
+            at_top, at_head = at_top + 1, at_head + heads - 1
+        tail_extra = read_run(
+            tail, at_tail, tail_extra, tails, token_of, V, low, count, ids, heads
+        )
+        if tail_extra < 0:
+            return 5, s
+        at_tail += tails
+        if exact_S[s]:
+            if not read_exact(exact, at_exact, heads, tails, logprobs):
+                return 3, s
+            at_exact += heads - 1 + (tails > 0)
+        else:
+            value_extra = read_values(
+                values, at_value, value_extra, weights, at_weight, heads, tails, tables, logprobs
+            )
+            if value_extra < 0:
+                return -value_extra, s
+            at_value += max(heads - 1, 0)
+            at_weight += heads > 0 and tails > 0
+        if not place(ids, n, places):
+            return 4, s
         for j in range(n):
-            slot = keys[j] & 0xFFFFFFFF
-            token = keys[j] >> 32
-            if token == last:
-                return 4, s
-            ids_N[start + j], last = token, token
-            logprobs_N[start + j] = logprobs[slot]
-            tail_N[start + j] = slot >= heads
-    return 0, 0
+            slot = start + places[j]
+            ids_N[slot] = ids[j]
+            logprobs_N[slot] = logprobs[j]
+            tail_N[slot] = j >= heads
+    used_all = top_extra == len(top[1]) and head_extra == len(head[1])
+    used_all = used_all and tail_extra == len(tail[1]) and value_extra == len(values[1])
+    return (0 if used_all else 6), len(heads_S)
+
+
+@kernel
+def read_exact(
+    exact: NDArray[Any], at: int, heads: int, tails: int, logprobs: NDArray[Any]
+) -> bool:
+    """Fills the values of an exact position; False unless they leave the largest something."""
+    left = np.float64(1)
+    for j in range(1, heads):
+        value = exact[at + j - 1]
+        if not (value <= 0 and value > -np.inf):
+            return False
+        logprobs[j] = value
+        left -= np.exp(np.float64(value))
+    if tails:
+        value = exact[at + heads - 1]
+        if not (value <= 0 and value > -np.inf):
+            return False
+        logprobs[heads : heads + tails] = value
+        left -= tails * np.exp(np.float64(value))
+    if not left > 0:
+        return False
+    logprobs[0] = np.log(left)
+    return True
+
+
+@kernel
+def read_values(
+    values: Stream,
+    at: int,
+    at_extra: int,
+    weights: NDArray[Any],
+    at_weight: int,
+    heads: int,
+    tails: int,
+    tables: tuple[NDArray[Any], ...],
+    logprobs: NDArray[Any],
+) -> int:
+    """Fills the values of a position on the grids; the next extra byte, or minus a status."""
+    codes, extra = values
+    log_mass, log_left, log_count = tables
+    log_weight, taken = -log_count[tails], np.int64(0)
+    if heads and tails:
+        code = np.int64(weights[at_weight])
+        if code > TAIL_STEPS or (tails == 1 and code == 0):
+            return -1
+        taken = TAIL_UNITS * (TAIL_STEPS * (tails - 1) + code)
+        if taken >= len(log_left):
+            return -2
+        log_weight += log_mass[taken]
+    for j in range(1, heads):
+        code = np.int64(codes[at + j - 1])
+        if code >= ONE:
+            code, at_extra = read_long(code, extra, at_extra)
+        if code <= 0 or code >= len(log_left):
+            return -1
+        taken += HEAD_UNITS * code
+        if taken >= len(log_left):
+            return -2
+        logprobs[j] = log_mass[HEAD_UNITS * code]
+    if heads:
+        logprobs[0] = log_left[taken]
+    for j in range(heads, heads + tails):
+        logprobs[j] = log_weight
+    return at_extra

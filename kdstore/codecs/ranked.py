@@ -10,16 +10,19 @@ tell: those of a peaked position are nearly all small, and zstd should not see t
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.codecs.base import Positions, SignalCodec
-from kdstore.codecs.ids import decode_runs, gaps_of, ranks_of
+from kdstore.codecs.ids import NOWHERE, grouped_runs, read_run
+from kdstore.codecs.jit import kernel
 from kdstore.codecs.planes import Plane, Planes, expect_length
-from kdstore.codecs.shorts import MISSING, decode_shorts, encode_shorts, short_names
-from kdstore.codecs.sorting import sort_entries
+from kdstore.codecs.shorts import MISSING, decode_shorts, encode_shorts, read_stream, short_names
+from kdstore.codecs.sorting import id_buffers, place
 from kdstore.errors import CorruptShardError, SignalError
-from kdstore.signal import SparseSignal, segment_sum
+from kdstore.signal import SparseSignal
 
 VALUE_STEPS = 196
 FLOOR = (0.25 / VALUE_STEPS) ** 2
@@ -31,6 +34,11 @@ _REST_MAX = 14527  # the last code with one extra byte
 CLASSES = 8
 _CLASS_STEP = 20
 _CLASS_START = 96
+_WRONG = {
+    1: ("a rank lies outside the id order", "ranks within the vocabulary"),
+    2: ("a position has the same token id twice", "distinct ids"),
+    3: ("a plane has more extra bytes than its codes ask for", "extra bytes that are all used"),
+}
 
 
 class RankedCodec(SignalCodec):
@@ -52,37 +60,57 @@ class RankedCodec(SignalCodec):
 
     def encode_entries(self, signal: SparseSignal, positions: Positions) -> dict[str, Plane]:
         """One run of ids per position; nothing is drawn."""
-        ranks = ranks_of(signal.ids_N, np.full(signal.num_entries, -1, np.int32), self.order)
-        order = np.lexsort((ranks, signal.rows_N))
-        rows, splits = signal.rows_N, positions.splits
-        roots = np.exp(signal.logprobs_N[order].astype(np.float64) / 2)
+        splits = positions.splits
+        nowhere = np.full(len(signal), NOWHERE, np.int32)
+        group_N = np.zeros(signal.num_entries, dtype=np.uint8)
+        (run,) = grouped_runs(
+            signal.ids_N, signal.indptr, group_N, 1, previous_S=nowhere, order=self.order
+        )
+        roots = np.exp(signal.logprobs_N[run.entries_G].astype(np.float64) / 2)
         codes = np.minimum(np.rint(roots * VALUE_STEPS), VALUE_STEPS).astype(np.uint8)
         rest = rest_codes(signal.rest_S)
-        classes = value_classes(rest, signal.entries_S)
+        class_S = value_classes(rest, signal.entries_S)
+        class_N = np.repeat(class_S.astype(np.uint8), signal.entries_S)
         planes = {
             **encode_shorts("entries", signal.entries_S, splits),
             **encode_shorts("rest", rest, splits),
-            **encode_shorts("id", gaps_of(ranks[order], rows), signal.indptr[splits]),
+            **encode_shorts("id", run.gaps_G, run.bounds(splits)),
         }
         for index in range(CLASSES):
-            of = classes[rows] == index
-            planes[f"value/{index}"] = Plane(codes[of], np.searchsorted(rows[of], splits))
+            lengths = np.where(class_S == index, signal.entries_S, 0)
+            ends = np.concatenate([[0], np.cumsum(lengths)])
+            planes[f"value/{index}"] = Plane(codes[class_N == index], ends[splits])
         return planes
 
     def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
         """Entries scaled to a sum of one minus the rest."""
         S = len(previous_S)
         lengths = decode_shorts(planes, "entries", length=S).astype(np.int64)
-        codes_S = decode_shorts(planes, "rest", length=S, none=True)
-        nowhere = np.full(S, -1, np.int32)
-        ids = decode_runs(planes, "id", lengths_R=lengths, previous_R=nowhere, order=self.order)
+        rest = decode_shorts(planes, "rest", length=S, none=True)
+        expect_length("id", planes["id"].data, int(lengths.sum()))
+        classes = value_classes(rest, lengths)
+        values, starts = _values(planes, classes, lengths)
         indptr = np.concatenate([[0], np.cumsum(lengths)])
-        values = _values(planes, value_classes(codes_S, lengths), indptr)
-        ids_N, values_N = sort_entries(ids, values, indptr)
-        rest = rest_values(codes_S)
-        return SparseSignal.from_arrays(
-            self.selection, indptr, ids_N, scaled_logprobs(values_N, indptr, rest), rest_S=rest
+        ids_N = np.empty(indptr[-1], dtype=np.int32)
+        logprobs_N = np.empty(indptr[-1], dtype=np.float32)
+        rest_S = rest_values(rest)
+        with np.errstate(divide="ignore"):
+            log_kept_S = np.log(-np.expm1(rest_S))
+        status, row = _decode(
+            indptr,
+            read_stream(planes, "id"),
+            (self.order.token_of, self.order.vocab_size),
+            values,
+            classes,
+            starts,
+            log_kept_S,
+            ids_N,
+            logprobs_N,
         )
+        if status:
+            what, expected = _WRONG[status]
+            raise CorruptShardError(what, where=f"position {row}", expected=expected)
+        return SparseSignal.from_arrays(self.selection, indptr, ids_N, logprobs_N, rest_S=rest_S)
 
 
 def value_classes(rest_S: NDArray[np.integer], entries_S: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -98,31 +126,57 @@ def value_classes(rest_S: NDArray[np.integer], entries_S: NDArray[np.int64]) -> 
 
 
 def _values(
-    planes: Planes, classes_S: NDArray[np.int64], indptr: NDArray[np.int64]
-) -> NDArray[np.uint8]:
-    """uint8 [N] value codes of all classes, in order of position."""
-    codes = np.empty(int(indptr[-1]), dtype=np.uint8)
-    classes_N = np.repeat(classes_S.astype(np.uint8), np.diff(indptr))
-    for index in range(CLASSES):
-        of, data = classes_N == index, planes[f"value/{index}"].data
-        expect_length(f"value/{index}", data, int(np.count_nonzero(of)))
-        codes[of] = data
-    if len(codes) and int(codes.max()) > VALUE_STEPS:
+    planes: Planes, class_S: NDArray[np.int64], lengths_S: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """All value codes, plane by plane, and where each plane begins."""
+    parts = [planes[f"value/{index}"].data for index in range(CLASSES)]
+    expected = np.bincount(class_S, weights=lengths_S, minlength=CLASSES)
+    for index, part in enumerate(parts):
+        expect_length(f"value/{index}", part, int(expected[index]))
+    values = np.concatenate(parts)
+    if len(values) and int(values.max()) > VALUE_STEPS:
         raise CorruptShardError(
-            "unknown value code", expected=f"at most {VALUE_STEPS}", got=int(codes.max())
+            "unknown value code", expected=f"at most {VALUE_STEPS}", got=int(values.max())
         )
-    return codes
+    return values, np.cumsum([0, *map(len, parts)])[:CLASSES]
 
 
-def scaled_logprobs(
-    codes_N: NDArray[np.uint8], indptr: NDArray[np.int64], rest_S: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """float64 [N] log-probabilities of value codes, scaled so that entries and rest sum to one."""
-    totals = segment_sum(_TABLE[codes_N], indptr)
-    kept = -np.expm1(rest_S)
-    scale = np.log(kept, where=kept > 0, out=np.full_like(kept, -np.inf))
-    scale -= np.log(totals, where=totals > 0, out=np.zeros_like(totals))
-    return np.asarray(_LOG_TABLE[codes_N] + np.repeat(scale, np.diff(indptr)))
+@kernel
+def _decode(
+    indptr: NDArray[Any],
+    stream: tuple[NDArray[Any], ...],
+    order: tuple[NDArray[Any], int],
+    values: NDArray[Any],
+    class_S: NDArray[Any],
+    cursor: NDArray[Any],
+    log_kept_S: NDArray[Any],
+    ids_N: NDArray[Any],
+    logprobs_N: NDArray[Any],
+) -> tuple[int, int]:
+    """Status (0: fine, else see ``_WRONG``) and position; fills the entries, ascending by id.
+
+    ``cursor`` holds where the next value of each class is.
+    """
+    token_of, V = order
+    ids, places = id_buffers(indptr)
+    beyond, extra = len(token_of) - V, 0
+    for s in range(len(class_S)):
+        start, n, at = indptr[s], indptr[s + 1] - indptr[s], cursor[class_S[s]]
+        extra = read_run(stream, start, extra, n, token_of, V, beyond, 0, ids, 0)
+        if extra < 0:
+            return 1, s
+        if not place(ids, n, places):
+            return 2, s
+        total = 0.0
+        for j in range(n):
+            total += _TABLE[values[at + j]]
+        scale = log_kept_S[s] - np.log(total)
+        for j in range(n):
+            slot = start + places[j]
+            ids_N[slot] = ids[j]
+            logprobs_N[slot] = _LOG_TABLE[values[at + j]] + scale
+        cursor[class_S[s]] += n
+    return (0 if extra == len(stream[1]) else 3), len(class_S)
 
 
 def rest_codes(rest_S: NDArray[np.float32]) -> NDArray[np.int64]:

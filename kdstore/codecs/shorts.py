@@ -83,6 +83,11 @@ def decode_shorts(
     return values
 
 
+def read_stream(planes: Planes, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Codes and extra bytes of a stream, as kernels read them."""
+    return planes[name].data, planes[f"{name}/extra"].data
+
+
 @kernel
 def _pack(values: NDArray[Any], codes: NDArray[Any], extra: NDArray[Any]) -> int:
     at = 0
@@ -110,32 +115,36 @@ def _pack(values: NDArray[Any], codes: NDArray[Any], extra: NDArray[Any]) -> int
 
 
 @kernel
+def read_long(code: int, extra: NDArray[Any], at: int) -> tuple[int, int]:
+    """Value of a code of 192 or more and where the next extra byte is.
+
+    -1 if the bytes run out, -2 for the code for none.
+    """
+    if code < TWO:
+        if at + 1 > len(extra):
+            return -1, at
+        return ONE + ((code - ONE) << 8) + np.int64(extra[at]), at + 1
+    if code == NONE:
+        return -2, at
+    if at + (2 if code < THREE else 3) > len(extra):
+        return -1, at
+    low = np.int64(extra[at]) | np.int64(extra[at + 1]) << 8
+    if code < THREE:
+        return TWO_START + ((code - TWO) << 16) + low, at + 2
+    return THREE_START + (low | np.int64(extra[at + 2]) << 16), at + 3
+
+
+@kernel
 def _expand(codes: NDArray[Any], extra: NDArray[Any], values: NDArray[Any], none: bool) -> int:
     """Extra bytes used, or -1 if they run out or a code is none where it must not be."""
     at = 0
     for i in range(len(codes)):
-        code = np.int64(codes[i])
-        if code < ONE:
-            values[i] = code
-        elif code < TWO:
-            if at + 1 > len(extra):
+        value = np.int64(codes[i])
+        if value >= ONE:
+            value, at = read_long(value, extra, at)
+            if value == -1 or (value == -2 and not none):
                 return -1
-            values[i] = ONE + ((code - ONE) << 8) + np.int64(extra[at])
-            at += 1
-        elif code < THREE:
-            if at + 2 > len(extra):
-                return -1
-            low = np.int64(extra[at]) | np.int64(extra[at + 1]) << 8
-            values[i] = TWO_START + ((code - TWO) << 16) + low
-            at += 2
-        elif code == THREE:
-            if at + 3 > len(extra):
-                return -1
-            low = np.int64(extra[at]) | np.int64(extra[at + 1]) << 8
-            values[i] = THREE_START + (low | np.int64(extra[at + 2]) << 16)
-            at += 3
-        elif none:
-            values[i] = MISSING
-        else:
-            return -1
+            if value == -2:
+                value = MISSING
+        values[i] = value
     return at
