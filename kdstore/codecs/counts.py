@@ -11,23 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.codecs.base import Positions, SignalCodec
-from kdstore.codecs.ids import grouped_runs, read_run, successors_of
+from kdstore.codecs.ids import grouped_runs, read_runs
 from kdstore.codecs.jit import kernel
 from kdstore.codecs.options import option
-from kdstore.codecs.planes import Plane, Planes, expect_length
-from kdstore.codecs.shorts import decode_shorts, encode_shorts, read_stream, short_names
-from kdstore.codecs.sorting import id_buffers, place
+from kdstore.codecs.planes import Plane, Planes
+from kdstore.codecs.shorts import decode_shorts, encode_shorts, short_names
 from kdstore.errors import CorruptShardError, SignalError
 from kdstore.signal import SparseSignal, segment_sum
 
 MAX_ROUNDS = 1 << 20
 _GROUPS = ("repeat", "single")  # ids drawn more than once, and once
-_WRONG = {
-    1: ("a rank lies outside the id order", "ranks within the vocabulary"),
-    2: ("a position has the same token id twice", "distinct ids"),
-    3: ("counts of a position do not sum to n", "as many draws as the selection says"),
-    4: ("a plane has more extra bytes than its codes ask for", "extra bytes that are all used"),
-}
 
 
 class CountsCodec(SignalCodec):
@@ -70,26 +63,20 @@ class CountsCodec(SignalCodec):
     def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
         """Entries whose probability is count / n."""
         S = len(previous_S)
-        lengths = [decode_shorts(planes, f"{name}s", length=S).astype(np.int64) for name in _GROUPS]
-        for name, lengths_S in zip(_GROUPS, lengths, strict=True):
-            expect_length(name, planes[name].data, int(lengths_S.sum()))
-        repeated = decode_shorts(planes, "count", length=len(planes[_GROUPS[0]].data))
-        indptr = np.concatenate([[0], np.cumsum(lengths[0] + lengths[1])])
-        ids_N, counts_N = np.empty((2, indptr[-1]), dtype=np.int32)
-        status, row = _decode(
-            indptr,
-            lengths[0],
-            previous_S,
-            (self.order.token_of, self.order.successors.first_V1),
-            tuple(read_stream(planes, name) for name in _GROUPS),
-            repeated,
-            self.rounds,
-            ids_N,
-            counts_N,
+        lengths = [decode_shorts(planes, f"{name}s", length=S) for name in _GROUPS]
+        lengths_GS = np.stack(lengths).astype(np.int64)
+        indptr, ids_N, places_N = read_runs(
+            planes, _GROUPS, lengths_GS, previous_S=previous_S, order=self.order
         )
-        if status:
-            what, expected = _WRONG[status]
-            raise CorruptShardError(what, where=f"position {row}", expected=expected)
+        repeated = decode_shorts(planes, "count", length=int(lengths_GS[0].sum()))
+        counts_N = np.empty(len(ids_N), dtype=np.int32)
+        bad = _place_counts(indptr, places_N, lengths_GS[0], repeated, self.rounds, counts_N)
+        if bad >= 0:
+            raise CorruptShardError(
+                "counts of a position do not sum to n",
+                where=f"position {bad}",
+                expected=self.rounds,
+            )
         logprobs = np.log(np.arange(1, counts_N.max(initial=1) + 1) / self.rounds)[counts_N - 1]
         return SparseSignal.from_arrays(self.selection, indptr, ids_N, logprobs, counts_N=counts_N)
 
@@ -110,46 +97,26 @@ class CountsCodec(SignalCodec):
 
 
 @kernel
-def _decode(
+def _place_counts(
     indptr: NDArray[Any],
+    places_N: NDArray[Any],
     repeats_S: NDArray[Any],
-    previous_S: NDArray[Any],
-    order: tuple[NDArray[Any], ...],
-    runs: tuple[tuple[NDArray[Any], ...], ...],
     repeated: NDArray[Any],
     rounds: int,
-    ids_N: NDArray[Any],
     counts_N: NDArray[Any],
-) -> tuple[int, int]:
-    """Status (0: fine, else see ``_WRONG``) and position; fills the entries, ascending by id."""
-    token_of, first_V1 = order
-    ids, places = id_buffers(indptr)
-    V = len(first_V1) - 1
-    at_repeat, at_single, repeat_extra, single_extra = 0, 0, 0, 0
+) -> int:
+    """The first position whose counts do not sum to ``rounds``, or -1."""
+    at = 0
     for s in range(len(repeats_S)):
-        start, n, repeats = indptr[s], indptr[s + 1] - indptr[s], repeats_S[s]
-        low, count = successors_of(previous_S[s], first_V1)
-        repeat_extra = read_run(
-            runs[0], at_repeat, repeat_extra, repeats, token_of, V, low, count, ids, 0
-        )
-        single_extra = read_run(
-            runs[1], at_single, single_extra, n - repeats, token_of, V, low, count, ids, repeats
-        )
-        if repeat_extra < 0 or single_extra < 0:
-            return 1, s
-        if not place(ids, n, places):
-            return 2, s
-        left = rounds - (n - repeats)
-        for j in range(n):
-            slot = start + places[j]
-            ids_N[slot] = ids[j]
-            counts_N[slot] = 1
-            if j < repeats:
-                drawn = np.int64(repeated[at_repeat + j]) + 2
-                left -= drawn
-                counts_N[slot] = drawn
+        first_single = indptr[s] + repeats_S[s]
+        left = rounds - (indptr[s + 1] - first_single)
+        for j in range(indptr[s], first_single):
+            count = np.int64(repeated[at]) + 2
+            counts_N[indptr[s] + places_N[j]] = count
+            left -= count
+            at += 1
+        for j in range(first_single, indptr[s + 1]):
+            counts_N[indptr[s] + places_N[j]] = 1
         if left != 0:
-            return 3, s
-        at_repeat, at_single = at_repeat + repeats, at_single + n - repeats
-    used_all = repeat_extra == len(runs[0][1]) and single_extra == len(runs[1][1])
-    return (0 if used_all else 4), len(repeats_S)
+            return s
+    return -1

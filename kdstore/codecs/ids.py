@@ -6,17 +6,22 @@ minus one. A position may have several runs, one of each group of its entries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.codecs.jit import kernel
-from kdstore.codecs.order import IdOrder
-from kdstore.codecs.shorts import ONE, read_long
-from kdstore.codecs.sorting import sort_keys
-from kdstore.errors import SignalError
+from kdstore.codecs.order import IdOrder, slot_of
+from kdstore.codecs.planes import Planes, expect_length
+from kdstore.codecs.shorts import ONE, read_long, read_stream
+from kdstore.codecs.sorting import id_buffers, place
+from kdstore.errors import CorruptShardError, SignalError
 
+_RANK_BITS = 28  # ranks stay below twice the vocabulary, groups below eight
+_RANK = (1 << _RANK_BITS) - 1
 NOWHERE = -1  # a previous token that is none: ranks go by the whole vocabulary
 
 
@@ -56,13 +61,54 @@ def grouped_runs(
     gaps = np.empty(len(ids_N), dtype=np.int64)
     entries = np.empty(len(ids_N), dtype=np.int64)
     lengths = np.zeros((len(sizes), len(indptr) - 1), dtype=np.int64)
-    by_id, place = order.successors.by_id
-    ranks = (order.rank_of_V, order.successors.first_V1, by_id, place)
+    following = order.successors
+    ranks = (order.rank_of_V, following.first_V1, *following.places)
     _group(ids_N, indptr, group_N, previous_S, ranks, starts[:-1].copy(), gaps, entries, lengths)
     return [
         Group(gaps[start:end], entries[start:end], lengths[index])
-        for index, (start, end) in enumerate(zip(starts, starts[1:], strict=False))
+        for index, (start, end) in enumerate(pairwise(starts))
     ][:num_groups]
+
+
+def read_runs(
+    planes: Planes,
+    names: Sequence[str],
+    lengths_GS: NDArray[np.int64],
+    *,
+    previous_S: NDArray[np.int32],
+    order: IdOrder,
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
+    """``indptr``, int32 [N] ids ascending in each position, and int32 [N] where entries went.
+
+    A position's entries are read group by group, each group's by rank; in the order of ids the j-th
+    that is read is its ``places_N[indptr[s] + j]``-th. Raises CorruptShardError if the streams
+    ``names`` do not hold runs of ``lengths_GS``, or an id outside the vocabulary or twice.
+    """
+    for name, lengths_S in zip(names, lengths_GS, strict=True):
+        expect_length(name, planes[name].data, int(lengths_S.sum()))
+    streams = [read_stream(planes, name) for name in names]
+    ends = np.cumsum([(0, 0), *((len(codes), len(extra)) for codes, extra in streams)], axis=0)
+    cursors = ends[:-1].copy()
+    indptr = np.concatenate([[0], np.cumsum(lengths_GS.sum(axis=0))])
+    ids_N, places_N = np.empty((2, indptr[-1]), dtype=np.int32)
+    bad = _read(
+        indptr,
+        lengths_GS,
+        np.concatenate([codes for codes, _ in streams]),
+        np.concatenate([extra for _, extra in streams]),
+        cursors,
+        previous_S,
+        (order.token_of, order.successors.first_V1),
+        ids_N,
+        places_N,
+    )
+    if bad >= 0 or (cursors != ends[1:]).any():
+        raise CorruptShardError(
+            f"planes {', '.join(names)} hold no runs of token ids",
+            where=f"position {bad}" if bad >= 0 else None,
+            expected=f"distinct ids below {order.vocab_size}, and all extra bytes used",
+        )
+    return indptr, ids_N, places_N
 
 
 def check_ids(ids_N: NDArray[np.int32], vocab_size: int) -> None:
@@ -77,63 +123,6 @@ def check_ids(ids_N: NDArray[np.int32], vocab_size: int) -> None:
 
 
 @kernel
-def successors_of(previous: int, first_V1: NDArray[Any]) -> tuple[int, int]:
-    """Where the successors of a token begin, and how many there are."""
-    if 0 <= previous < len(first_V1) - 1:
-        low = first_V1[previous]
-        return low, first_V1[previous + 1] - low
-    return np.int64(0), np.int64(0)
-
-
-@kernel
-def read_run(
-    stream: tuple[NDArray[Any], ...],
-    at: int,
-    at_extra: int,
-    length: int,
-    token_of: NDArray[Any],
-    vocab_size: int,
-    low: int,
-    count: int,
-    ids: NDArray[Any],
-    start: int,
-) -> int:
-    """Reads a run into ``ids[start:start + length]``; the next extra byte, or -1 for a bad rank.
-
-    ``stream`` has codes and extra bytes, of which the codes are known to suffice. ``token_of`` is
-    ``IdOrder.token_of``, ``low`` and ``count`` come from ``successors_of``.
-    """
-    codes, extra = stream
-    beyond = len(token_of) - vocab_size - count
-    rank = np.int64(-1)
-    for i in range(length):
-        gap = np.int64(codes[at + i])
-        if gap >= ONE:
-            gap, at_extra = read_long(gap, extra, at_extra)
-            if gap < 0:
-                return -1
-        rank += gap + 1
-        if rank - count >= vocab_size:
-            return -1
-        ids[start + i] = token_of[rank + (low if rank < count else beyond)]
-    return at_extra
-
-
-@kernel
-def _rank(id: int, low: int, count: int, ranks: tuple[NDArray[Any], ...]) -> int:
-    """An id's place among the successors, or beyond them its place in the vocabulary."""
-    rank_of, _, by_id, place = ranks
-    at, left = low, count
-    while left > 1:  # without branches that a processor would guess wrong
-        half = left >> 1
-        at += half if by_id[at + half] <= id else 0
-        left -= half
-    if count and by_id[at] == id:
-        return np.int64(place[at])
-    return np.int64(count + rank_of[id])
-
-
-@kernel
 def _group(
     ids: NDArray[Any],
     indptr: NDArray[Any],
@@ -145,24 +134,82 @@ def _group(
     entries: NDArray[Any],
     lengths: NDArray[Any],
 ) -> None:
-    longest = 0
-    for s in range(len(indptr) - 1):
-        longest = max(longest, indptr[s + 1] - indptr[s])
-    keys = np.empty(longest, dtype=np.int64)
+    rank_of, first, pairs, place_of = ranks
+    keys, places = id_buffers(indptr)
+    at_place = np.empty(len(keys), dtype=np.int64)
     for s in range(len(indptr) - 1):
         start, n = indptr[s], indptr[s + 1] - indptr[s]
-        low, count = successors_of(previous[s], ranks[1])
+        _, count = _successors(previous[s], first)
         for j in range(n):
-            rank = _rank(ids[start + j], low, count, ranks)
-            keys[j] = np.int64(group[start + j]) << 58 | rank << 30 | j
-        sort_keys(keys, n)
+            token = np.int64(ids[start + j])
+            rank = count + rank_of[token]
+            if count:
+                slot = slot_of(np.int64(previous[s]) << 32 | token, pairs)
+                if pairs[slot] >= 0:
+                    rank = np.int64(place_of[slot])
+            keys[j] = np.int64(group[start + j]) << _RANK_BITS | rank
+        place(keys, n, places)
+        for j in range(n):
+            at_place[places[j]] = j
         before, of = np.int64(-1), np.int64(-1)
-        for j in range(n):
-            g, rank = keys[j] >> 58, keys[j] >> 30 & 0xFFFFFFF
+        for i in range(n):
+            j = at_place[i]
+            g, rank = keys[j] >> _RANK_BITS, np.int64(keys[j]) & _RANK
             if g != of:
                 before, of = np.int64(-1), g
             gaps[cursor[g]] = rank - before - 1
-            entries[cursor[g]] = start + (keys[j] & 0x3FFFFFFF)
+            entries[cursor[g]] = start + j
             cursor[g] += 1
             lengths[g, s] += 1
             before = rank
+
+
+@kernel
+def _read(
+    indptr: NDArray[Any],
+    lengths_GS: NDArray[Any],
+    codes: NDArray[Any],
+    extra: NDArray[Any],
+    cursors_G2: NDArray[Any],
+    previous_S: NDArray[Any],
+    order: tuple[NDArray[Any], ...],
+    ids_N: NDArray[Any],
+    places_N: NDArray[Any],
+) -> int:
+    """The first position that cannot be read, or -1; moves the cursors behind what was read."""
+    token_of, first = order
+    V, P = len(first) - 1, len(token_of) - len(first) + 1
+    ids, places = id_buffers(indptr)
+    for s in range(len(indptr) - 1):
+        start, n = indptr[s], 0
+        low, count = _successors(previous_S[s], first)
+        for g in range(len(lengths_GS)):
+            at, at_extra = cursors_G2[g, 0], cursors_G2[g, 1]
+            rank, length = np.int64(-1), lengths_GS[g, s]
+            for i in range(length):
+                gap = np.int64(codes[at + i])
+                if gap >= ONE:
+                    gap, at_extra = read_long(gap, extra, at_extra)
+                    if gap < 0:
+                        return s
+                rank += gap + 1
+                if rank - count >= V:
+                    return s
+                ids[n + i] = token_of[rank + (low if rank < count else P - count)]
+            cursors_G2[g, 0], cursors_G2[g, 1] = at + length, at_extra
+            n += length
+        if not place(ids, n, places):
+            return s
+        for j in range(n):
+            ids_N[start + places[j]] = ids[j]
+            places_N[start + j] = places[j]
+    return -1
+
+
+@kernel
+def _successors(previous: int, first_V1: NDArray[Any]) -> tuple[int, int]:
+    """Where the successors of a token begin, and how many there are."""
+    if 0 <= previous < len(first_V1) - 1:
+        low = first_V1[previous]
+        return low, first_V1[previous + 1] - low
+    return np.int64(0), np.int64(0)

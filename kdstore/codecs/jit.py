@@ -8,13 +8,19 @@ and cached beside the file, or in the user's cache where the package is read-onl
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
 
 F = TypeVar("F", bound=Callable[..., object])
+OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 def kernel(function: F) -> F:
     """The function, compiled by numba."""
-    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+    return cast(F, numba.njit(**OPTIONS)(function))
+
+
+def inlined(function: F) -> F:
+    """A part of kernels, compiled into each: passing it arrays would cost more than its work."""
+    return cast(F, numba.njit(**OPTIONS, inline="always")(function))

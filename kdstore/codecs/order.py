@@ -10,11 +10,13 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from kdstore.codecs.jit import kernel
 from kdstore.errors import HeaderError
 from kdstore.hashing import sha256_hex
 
@@ -53,13 +55,34 @@ class Successors:
         return cls(first.astype(np.int64), following[order].astype(np.int32))
 
     @cached_property
-    def by_id(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """``ids_P`` sorted after each token, and the place each had: for looking a token up."""
+    def places(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """A hash table: pairs ``previous << 32 | next``, -1 where free, and the place of each."""
         lengths = np.diff(self.first_V1)
-        owner = np.repeat(np.arange(len(lengths)), lengths)
-        order = np.lexsort((self.ids_P, owner))
+        pairs = np.repeat(np.arange(len(lengths)), lengths) << 32 | self.ids_P
         place = np.arange(len(self.ids_P)) - np.repeat(self.first_V1[:-1], lengths)
-        return self.ids_P[order], place[order].astype(np.int32)
+        size = 1 << max(1, int(2 * len(pairs)).bit_length())
+        keys, values = np.full(size, -1, dtype=np.int64), np.zeros(size, dtype=np.int32)
+        _fill(pairs, place, keys, values)
+        return keys, values
+
+
+@kernel
+def slot_of(pair: int, keys: NDArray[Any]) -> int:
+    """Where a pair is in a hash table, or the free slot where it would be."""
+    mixed = np.uint64(pair) * np.uint64(0x9E3779B97F4A7C15)
+    slot = np.int64(mixed >> np.uint64(32)) & (len(keys) - 1)
+    while keys[slot] != pair and keys[slot] >= 0:
+        slot = (slot + 1) & (len(keys) - 1)
+    return slot
+
+
+@kernel
+def _fill(
+    pairs: NDArray[Any], place: NDArray[Any], keys: NDArray[Any], values: NDArray[Any]
+) -> None:
+    for i in range(len(pairs)):
+        slot = slot_of(pairs[i], keys)
+        keys[slot], values[slot] = pairs[i], place[i]
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.codecs.base import Positions, SignalCodec
-from kdstore.codecs.ids import Group, grouped_runs
+from kdstore.codecs.ids import Group, grouped_runs, read_runs
 from kdstore.codecs.options import option
 from kdstore.codecs.planes import Plane, Planes, expect_length
 from kdstore.codecs.pps_kernels import (
@@ -28,7 +28,7 @@ from kdstore.codecs.pps_kernels import (
     MANY,
     UNITS,
     count_entries,
-    decode_positions,
+    read_values,
     round_positions,
 )
 from kdstore.codecs.shorts import encode_shorts, read_stream, short_names
@@ -45,10 +45,8 @@ _REFUSED = {
 _WRONG = {
     1: ("a code lies outside its grid", "codes of positive weights"),
     2: ("decoded entries sum to more than one", "something left for the largest"),
-    3: ("an exact value is no log-probability", "finite values at most 0"),
-    4: ("a position has the same token id twice", "distinct ids"),
-    5: ("a rank lies outside the id order", "ranks within the vocabulary"),
-    6: ("a plane has more extra bytes than its codes ask for", "extra bytes that are all used"),
+    3: ("exact values are no log-probabilities below one in all", "something for the largest"),
+    4: ("plane 'value' has more extra bytes than its codes ask for", "all bytes used"),
 }
 
 
@@ -145,28 +143,30 @@ class PPSCodec(SignalCodec):
         """Entries that sum to one; ``tail_N`` marks the sampled ones."""
         counts = _read_counts(planes, len(previous_S))
         _check_lengths(planes, counts)
-        indptr = _bounds(counts.heads_S + counts.tails_S)
-        entries = (
-            np.empty(indptr[-1], dtype=np.int32),
-            np.empty(indptr[-1], dtype=np.float32),
-            np.empty(indptr[-1], dtype=np.bool_),
+        headed = counts.heads_S > 0
+        indptr, ids_N, places_N = read_runs(
+            planes,
+            ("top", "head", "tail"),
+            np.stack([headed, counts.heads_S - headed, counts.tails_S]),
+            previous_S=previous_S,
+            order=self.order,
         )
-        status, row = decode_positions(
+        logprobs_N = np.empty(len(ids_N), dtype=np.float32)
+        tail_N = np.empty(len(ids_N), dtype=np.bool_)
+        status, row = read_values(
             indptr,
+            places_N,
             counts,
-            previous_S,
-            (self.order.token_of, self.order.successors.first_V1),
-            tuple(read_stream(planes, name) for name in ("top", "head", "tail")),
             read_stream(planes, "value"),
             planes["weight"].data,
             np.frombuffer(planes["exact"].data, dtype="<f4"),
             self._tables(int(counts.tails_S.max(initial=0))),
-            *entries,
+            logprobs_N,
+            tail_N,
         )
         if status:
             what, expected = _WRONG[status]
             raise CorruptShardError(what, where=f"position {row}", expected=expected)
-        ids_N, logprobs_N, tail_N = entries
         return SparseSignal.from_arrays(self.selection, indptr, ids_N, logprobs_N, tail_N=tail_N)
 
     def _tables(self, most_tails: int) -> tuple[NDArray[np.float64], ...]:
@@ -224,9 +224,6 @@ def _check_lengths(planes: Planes, counts: _Counts) -> None:
     heads = counts.heads_S - headed
     weighted, coded = headed & tailed, ~counts.exact_S
     expected = {
-        "top": headed.sum(),
-        "head": heads.sum(),
-        "tail": counts.tails_S.sum(),
         "value": heads[coded].sum(),
         "weight": weighted[coded].sum(),
         "exact": 4 * (heads + weighted)[counts.exact_S].sum(),

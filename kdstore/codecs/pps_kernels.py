@@ -7,12 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdstore.codecs.ids import read_run, successors_of
 from kdstore.codecs.jit import kernel
 from kdstore.codecs.shorts import ONE, read_long
-from kdstore.codecs.sorting import id_buffers, place
-
-Stream = tuple[NDArray[Any], ...]  # of shorts: codes, extra bytes
 
 HEAD_STEPS = 2  # grid of head values: tau / 2
 TAIL_STEPS = 3  # grid of the tail's mass: tau / 3
@@ -118,131 +114,75 @@ def count_entries(
 
 
 @kernel
-def decode_positions(
+def read_values(
     indptr: NDArray[Any],
+    places_N: NDArray[Any],
     counts: tuple[NDArray[Any], ...],
-    previous_S: NDArray[Any],
-    order: tuple[NDArray[Any], ...],
-    runs: tuple[Stream, ...],
-    values: Stream,
+    values: tuple[NDArray[Any], ...],
     weights: NDArray[Any],
     exact: NDArray[Any],
     tables: tuple[NDArray[Any], ...],
-    ids_N: NDArray[Any],
     logprobs_N: NDArray[Any],
     tail_N: NDArray[Any],
 ) -> tuple[int, int]:
-    """Status (0: fine, else see ``pps.py``) and position; fills the entries, ascending by id."""
+    """Status (0: fine, else see ``pps.py``) and position; entries go to their ``places_N``."""
     heads_S, tails_S, exact_S = counts
-    token_of, first_V1 = order
-    top, head, tail = runs
-    ids, places = id_buffers(indptr)
-    logprobs = np.empty(len(ids), dtype=np.float32)
-    at_top, at_head, at_tail, at_value, at_weight, at_exact = 0, 0, 0, 0, 0, 0
-    top_extra, head_extra, tail_extra, value_extra = 0, 0, 0, 0
-    V = len(first_V1) - 1
-    for s in range(len(heads_S)):
-        heads, tails = heads_S[s], tails_S[s]
-        start, n = indptr[s], heads + tails
-        low, count = successors_of(previous_S[s], first_V1)
-        if heads:
-            top_extra = read_run(top, at_top, top_extra, 1, token_of, V, low, count, ids, 0)
-            head_extra = read_run(
-                head, at_head, head_extra, heads - 1, token_of, V, low, count, ids, 1
-            )
-            if top_extra < 0 or head_extra < 0:
-                return 5, s
-            at_top, at_head = at_top + 1, at_head + heads - 1
-        tail_extra = read_run(
-            tail, at_tail, tail_extra, tails, token_of, V, low, count, ids, heads
-        )
-        if tail_extra < 0:
-            return 5, s
-        at_tail += tails
-        if exact_S[s]:
-            if not read_exact(exact, at_exact, heads, tails, logprobs):
-                return 3, s
-            at_exact += heads - 1 + (tails > 0)
-        else:
-            value_extra = read_values(
-                values, at_value, value_extra, weights, at_weight, heads, tails, tables, logprobs
-            )
-            if value_extra < 0:
-                return -value_extra, s
-            at_value += max(heads - 1, 0)
-            at_weight += heads > 0 and tails > 0
-        if not place(ids, n, places):
-            return 4, s
-        for j in range(n):
-            slot = start + places[j]
-            ids_N[slot] = ids[j]
-            logprobs_N[slot] = logprobs[j]
-            tail_N[slot] = j >= heads
-    used_all = top_extra == len(top[1]) and head_extra == len(head[1])
-    used_all = used_all and tail_extra == len(tail[1]) and value_extra == len(values[1])
-    return (0 if used_all else 6), len(heads_S)
-
-
-@kernel
-def read_exact(
-    exact: NDArray[Any], at: int, heads: int, tails: int, logprobs: NDArray[Any]
-) -> bool:
-    """Fills the values of an exact position; False unless they leave the largest something."""
-    left = np.float64(1)
-    for j in range(1, heads):
-        value = exact[at + j - 1]
-        if not (value <= 0 and value > -np.inf):
-            return False
-        logprobs[j] = value
-        left -= np.exp(np.float64(value))
-    if tails:
-        value = exact[at + heads - 1]
-        if not (value <= 0 and value > -np.inf):
-            return False
-        logprobs[heads : heads + tails] = value
-        left -= tails * np.exp(np.float64(value))
-    if not left > 0:
-        return False
-    logprobs[0] = np.log(left)
-    return True
-
-
-@kernel
-def read_values(
-    values: Stream,
-    at: int,
-    at_extra: int,
-    weights: NDArray[Any],
-    at_weight: int,
-    heads: int,
-    tails: int,
-    tables: tuple[NDArray[Any], ...],
-    logprobs: NDArray[Any],
-) -> int:
-    """Fills the values of a position on the grids; the next extra byte, or minus a status."""
     codes, extra = values
     log_mass, log_left, log_count = tables
-    log_weight, taken = -log_count[tails], np.int64(0)
-    if heads and tails:
-        code = np.int64(weights[at_weight])
-        if code > TAIL_STEPS or (tails == 1 and code == 0):
-            return -1
-        taken = TAIL_UNITS * (TAIL_STEPS * (tails - 1) + code)
-        if taken >= len(log_left):
-            return -2
-        log_weight += log_mass[taken]
-    for j in range(1, heads):
-        code = np.int64(codes[at + j - 1])
-        if code >= ONE:
-            code, at_extra = read_long(code, extra, at_extra)
-        if code <= 0 or code >= len(log_left):
-            return -1
-        taken += HEAD_UNITS * code
-        if taken >= len(log_left):
-            return -2
-        logprobs[j] = log_mass[HEAD_UNITS * code]
-    if heads:
-        logprobs[0] = log_left[taken]
-    for j in range(heads, heads + tails):
-        logprobs[j] = log_weight
-    return at_extra
+    at, at_extra, at_weight, at_exact = 0, 0, 0, 0
+    for s in range(len(heads_S)):
+        heads, tails, first = heads_S[s], tails_S[s], indptr[s]
+        log_top, log_weight = 0.0, -log_count[tails]
+        if exact_S[s]:
+            log_top, log_weight = read_exact(
+                exact[at_exact : at_exact + heads - 1 + (tails > 0)], heads, tails
+            )
+            if log_top == -np.inf:
+                return 3, s
+            for j in range(1, heads):
+                logprobs_N[first + places_N[first + j]] = exact[at_exact + j - 1]
+            at_exact += heads - 1 + (tails > 0)
+        elif heads:
+            taken = 0
+            if tails:
+                code = np.int64(weights[at_weight])
+                if code > TAIL_STEPS or (tails == 1 and code == 0):
+                    return 1, s
+                taken = TAIL_UNITS * (TAIL_STEPS * (tails - 1) + code)
+                if taken >= len(log_left):
+                    return 2, s
+                log_weight += log_mass[taken]
+                at_weight += 1
+            for j in range(1, heads):
+                code = np.int64(codes[at + j - 1])
+                if code >= ONE:
+                    code, at_extra = read_long(code, extra, at_extra)
+                if code <= 0:
+                    return 1, s
+                taken += HEAD_UNITS * code
+                if taken >= len(log_left):
+                    return 2, s
+                logprobs_N[first + places_N[first + j]] = log_mass[HEAD_UNITS * code]
+            at += heads - 1
+            log_top = log_left[taken]
+        if heads:
+            logprobs_N[first + places_N[first]] = log_top
+        for j in range(first, first + heads):
+            tail_N[first + places_N[j]] = False
+        for j in range(first + heads, indptr[s + 1]):
+            logprobs_N[first + places_N[j]], tail_N[first + places_N[j]] = log_weight, True
+    return (0 if at_extra == len(extra) else 4), len(heads_S)
+
+
+@kernel
+def read_exact(values: NDArray[Any], heads: int, tails: int) -> tuple[float, float]:
+    """Logs of the largest head and of the tail's weight; -inf unless something is left."""
+    left, log_weight = 1.0, 0.0
+    for j in range(len(values)):
+        value = np.float64(values[j])
+        if not (value <= 0 and value > -np.inf):
+            return -np.inf, 0.0
+        if j == heads - 1:
+            log_weight = value
+        left -= np.exp(value) * (tails if j == heads - 1 else 1)
+    return (np.log(left) if left > 0 else -np.inf), log_weight

@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.codecs.base import Positions, SignalCodec
-from kdstore.codecs.ids import NOWHERE, grouped_runs, read_run
+from kdstore.codecs.ids import NOWHERE, grouped_runs, read_runs
 from kdstore.codecs.jit import kernel
 from kdstore.codecs.planes import Plane, Planes, expect_length
-from kdstore.codecs.shorts import MISSING, decode_shorts, encode_shorts, read_stream, short_names
-from kdstore.codecs.sorting import id_buffers, place
+from kdstore.codecs.shorts import MISSING, decode_shorts, encode_shorts, short_names
 from kdstore.errors import CorruptShardError, SignalError
 from kdstore.signal import SparseSignal
 
@@ -34,11 +33,6 @@ _REST_MAX = 14527  # the last code with one extra byte
 CLASSES = 8
 _CLASS_STEP = 20
 _CLASS_START = 96
-_WRONG = {
-    1: ("a rank lies outside the id order", "ranks within the vocabulary"),
-    2: ("a position has the same token id twice", "distinct ids"),
-    3: ("a plane has more extra bytes than its codes ask for", "extra bytes that are all used"),
-}
 
 
 class RankedCodec(SignalCodec):
@@ -87,29 +81,17 @@ class RankedCodec(SignalCodec):
         S = len(previous_S)
         lengths = decode_shorts(planes, "entries", length=S).astype(np.int64)
         rest = decode_shorts(planes, "rest", length=S, none=True)
-        expect_length("id", planes["id"].data, int(lengths.sum()))
         classes = value_classes(rest, lengths)
         values, starts = _values(planes, classes, lengths)
-        indptr = np.concatenate([[0], np.cumsum(lengths)])
-        ids_N = np.empty(indptr[-1], dtype=np.int32)
-        logprobs_N = np.empty(indptr[-1], dtype=np.float32)
+        nowhere = np.full(S, NOWHERE, np.int32)
+        indptr, ids_N, places_N = read_runs(
+            planes, ("id",), lengths[None], previous_S=nowhere, order=self.order
+        )
         rest_S = rest_values(rest)
         with np.errstate(divide="ignore"):
             log_kept_S = np.log(-np.expm1(rest_S))
-        status, row = _decode(
-            indptr,
-            read_stream(planes, "id"),
-            (self.order.token_of, self.order.vocab_size),
-            values,
-            classes,
-            starts,
-            log_kept_S,
-            ids_N,
-            logprobs_N,
-        )
-        if status:
-            what, expected = _WRONG[status]
-            raise CorruptShardError(what, where=f"position {row}", expected=expected)
+        logprobs_N = np.empty(len(ids_N), dtype=np.float32)
+        _place_values(indptr, places_N, values, classes, starts, log_kept_S, logprobs_N)
         return SparseSignal.from_arrays(self.selection, indptr, ids_N, logprobs_N, rest_S=rest_S)
 
 
@@ -142,41 +124,25 @@ def _values(
 
 
 @kernel
-def _decode(
+def _place_values(
     indptr: NDArray[Any],
-    stream: tuple[NDArray[Any], ...],
-    order: tuple[NDArray[Any], int],
+    places_N: NDArray[Any],
     values: NDArray[Any],
     class_S: NDArray[Any],
     cursor: NDArray[Any],
     log_kept_S: NDArray[Any],
-    ids_N: NDArray[Any],
     logprobs_N: NDArray[Any],
-) -> tuple[int, int]:
-    """Status (0: fine, else see ``_WRONG``) and position; fills the entries, ascending by id.
-
-    ``cursor`` holds where the next value of each class is.
-    """
-    token_of, V = order
-    ids, places = id_buffers(indptr)
-    beyond, extra = len(token_of) - V, 0
+) -> None:
+    """Fills log-probabilities that sum to what is kept; ``cursor``: each class's next value."""
     for s in range(len(class_S)):
-        start, n, at = indptr[s], indptr[s + 1] - indptr[s], cursor[class_S[s]]
-        extra = read_run(stream, start, extra, n, token_of, V, beyond, 0, ids, 0)
-        if extra < 0:
-            return 1, s
-        if not place(ids, n, places):
-            return 2, s
+        first, at = indptr[s], cursor[class_S[s]]
         total = 0.0
-        for j in range(n):
+        for j in range(indptr[s + 1] - first):
             total += _TABLE[values[at + j]]
         scale = log_kept_S[s] - np.log(total)
-        for j in range(n):
-            slot = start + places[j]
-            ids_N[slot] = ids[j]
-            logprobs_N[slot] = _LOG_TABLE[values[at + j]] + scale
-        cursor[class_S[s]] += n
-    return (0 if extra == len(stream[1]) else 3), len(class_S)
+        for j in range(indptr[s + 1] - first):
+            logprobs_N[first + places_N[first + j]] = _LOG_TABLE[values[at + j]] + scale
+        cursor[class_S[s]] += indptr[s + 1] - first
 
 
 def rest_codes(rest_S: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -7,27 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdstore.codecs.jit import kernel
+from kdstore.codecs.jit import inlined, kernel
 
-_INSERTION = 32  # beyond this many keys a quicksort is faster
 _COUNTING = 128  # beyond this many ids sorting is faster than comparing all with all
 _LANES = 16
 _PAST = np.int32((1 << 31) - 1)
-
-
-@kernel
-def sort_keys(keys: NDArray[Any], length: int) -> None:
-    """Sorts the first ``length`` int64 keys in place."""
-    if length > _INSERTION:
-        keys[:length].sort()
-        return
-    for i in range(1, length):
-        key = keys[i]
-        j = i - 1
-        while j >= 0 and keys[j] > key:
-            keys[j + 1] = keys[j]
-            j -= 1
-        keys[j + 1] = key
 
 
 @kernel
@@ -40,7 +24,7 @@ def id_buffers(indptr: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     return np.empty(size, dtype=np.int32), np.empty(size, dtype=np.int32)
 
 
-@kernel
+@inlined
 def place(ids: NDArray[Any], length: int, places: NDArray[Any]) -> bool:
     """Where each of the first ``length`` int32 ids belongs in ascending order.
 
@@ -54,10 +38,9 @@ def place(ids: NDArray[Any], length: int, places: NDArray[Any]) -> bool:
         ids[j] = _PAST
     total = 0
     for i in range(length):
-        smaller = np.int32(0)
-        for block in range(0, width, _LANES):
-            for j in range(_LANES):
-                smaller += np.int32(ids[block + j] < ids[i])
+        smaller, token = np.int32(0), ids[i]
+        for j in range(width):
+            smaller += np.int32(ids[j] < token)
         places[i] = smaller
         total += smaller
     return total == length * (length - 1) // 2
