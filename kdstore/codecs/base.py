@@ -11,11 +11,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdstore.codecs.jit import kernel
 from kdstore.codecs.order import IdOrder
 from kdstore.codecs.planes import Plane, Planes
 from kdstore.codecs.scalars import decode_scalars, encode_scalars, scalar_planes
@@ -24,6 +25,11 @@ from kdstore.hashing import RowKeys
 from kdstore.signal import SparseSignal
 
 SUM_TOLERANCE = 1e-3  # of what a teacher may miss a sum of one by; decoding gives it exactly
+_BAD = {
+    1: ("the entries of a position are not in order", "token ids ascending, none twice"),
+    2: ("an entry is no log-probability", "values at most 0, no NaN"),
+    3: ("entries and rest of a position do not sum to one", f"1 within {SUM_TOLERANCE}"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,19 +107,39 @@ class SignalCodec(ABC):
                 expected=f"{self.selection} with scalars {list(self.scalars)}",
                 got=f"{signal.selection} with scalars {sorted(signal.scalars)}",
             )
-        if (np.diff(signal.rows_N * (1 << 32) + signal.ids_N) <= 0).any():
+        bad, row = _check_entries(
+            signal.indptr, signal.ids_N, signal.logprobs_N, signal.rest_S, SUM_TOLERANCE
+        )
+        if bad:
+            what, expected = _BAD[bad]
+            entries = slice(*signal.indptr[row : row + 2])
             raise SignalError(
-                "the entries of a position are not in order",
-                expected="token ids ascending, none twice",
-                got="ids that repeat or descend",
+                what,
+                where=f"position {row} of the signal",
+                expected=expected,
+                got=f"ids {signal.ids_N[entries][:8].tolist()}, log-probabilities "
+                f"{signal.logprobs_N[entries][:8].tolist()}, rest {signal.rest_S[row]}",
             )
-        if np.isnan(signal.logprobs_N).any() or (signal.logprobs_N > SUM_TOLERANCE).any():
-            raise SignalError("an entry is no log-probability", expected="values at most 0, no NaN")
-        total = signal.kept_mass_S + np.exp(signal.rest_S.astype(np.float64))
-        if not (np.abs(total - 1) <= SUM_TOLERANCE).all():
-            raise SignalError(
-                "entries and rest of a position do not sum to one",
-                where=f"position {int(np.abs(total - 1).argmax())} of the signal",
-                expected=f"1 within {SUM_TOLERANCE}",
-                got=float(total[np.abs(total - 1).argmax()]),
-            )
+
+
+@kernel
+def _check_entries(
+    indptr: NDArray[Any],
+    ids_N: NDArray[Any],
+    logprobs_N: NDArray[Any],
+    rest_S: NDArray[Any],
+    tolerance: float,
+) -> tuple[int, int]:
+    """Status (0: fine, else see ``_BAD``) and position."""
+    for s in range(len(rest_S)):
+        total, last = np.exp(np.float64(rest_S[s])), np.int64(-(1 << 40))
+        for i in range(indptr[s], indptr[s + 1]):
+            if ids_N[i] <= last:
+                return 1, s
+            last = np.int64(ids_N[i])
+            if not logprobs_N[i] <= tolerance:
+                return 2, s
+            total += np.exp(np.float64(logprobs_N[i]))
+        if not abs(total - 1) <= tolerance:
+            return 3, s
+    return 0, 0

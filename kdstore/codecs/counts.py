@@ -111,7 +111,7 @@ def _place_counts(
         first_single = indptr[s] + repeats_S[s]
         left = rounds - (indptr[s + 1] - first_single)
         for j in range(indptr[s], first_single):
-            count = np.int64(repeated[at]) + 2
+            count = int(repeated[at]) + 2
             counts_N[indptr[s] + places_N[j]] = count
             left -= count
             at += 1

@@ -25,16 +25,23 @@ _RANK = (1 << _RANK_BITS) - 1
 NOWHERE = -1  # a previous token that is none: ranks go by the whole vocabulary
 
 
+_WRONG = {
+    0: ("not all extra bytes are used", "as many as the codes ask for"),
+    1: ("a rank outside the id order, or too few extra bytes,", "ranks within the vocabulary"),
+    2: ("a position has the same token id twice", "distinct ids"),
+}
+
+
 class Group(NamedTuple):
     """The runs of one group of entries, those of all positions end to end.
 
-    * ``gaps_G`` int64: each entry's coded rank
-    * ``entries_G`` int64: which entry of the signal it is
+    * ``gaps_G`` int32: each entry's coded rank
+    * ``entries_G`` int32: which entry of the signal it is
     * ``lengths_S`` int64: how many of them each position has
     """
 
-    gaps_G: NDArray[np.int64]
-    entries_G: NDArray[np.int64]
+    gaps_G: NDArray[np.int32]
+    entries_G: NDArray[np.int32]
     lengths_S: NDArray[np.int64]
 
     def bounds(self, splits: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -58,8 +65,7 @@ def grouped_runs(
     check_ids(ids_N, order.vocab_size)
     sizes = np.bincount(group_N, minlength=num_groups)
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    gaps = np.empty(len(ids_N), dtype=np.int64)
-    entries = np.empty(len(ids_N), dtype=np.int64)
+    gaps, entries = np.empty((2, len(ids_N)), dtype=np.int32)
     lengths = np.zeros((len(sizes), len(indptr) - 1), dtype=np.int64)
     following = order.successors
     ranks = (order.rank_of_V, following.first_V1, *following.places)
@@ -91,7 +97,7 @@ def read_runs(
     cursors = ends[:-1].copy()
     indptr = np.concatenate([[0], np.cumsum(lengths_GS.sum(axis=0))])
     ids_N, places_N = np.empty((2, indptr[-1]), dtype=np.int32)
-    bad = _read(
+    status, row = _read(
         indptr,
         lengths_GS,
         np.concatenate([codes for codes, _ in streams]),
@@ -102,11 +108,12 @@ def read_runs(
         ids_N,
         places_N,
     )
-    if bad >= 0 or (cursors != ends[1:]).any():
+    if status or (cursors != ends[1:]).any():
+        what, expected = _WRONG[status]
         raise CorruptShardError(
-            f"planes {', '.join(names)} hold no runs of token ids",
-            where=f"position {bad}" if bad >= 0 else None,
-            expected=f"distinct ids below {order.vocab_size}, and all extra bytes used",
+            f"{what} in planes {', '.join(names)}",
+            where=f"position {row}" if status else None,
+            expected=expected,
         )
     return indptr, ids_N, places_N
 
@@ -134,29 +141,29 @@ def _group(
     entries: NDArray[Any],
     lengths: NDArray[Any],
 ) -> None:
-    rank_of, first, pairs, place_of = ranks
+    rank_of, first, followers, place_of = ranks
     keys, places = id_buffers(indptr)
     at_place = np.empty(len(keys), dtype=np.int64)
     for s in range(len(indptr) - 1):
         start, n = indptr[s], indptr[s + 1] - indptr[s]
-        _, count = _successors(previous[s], first)
+        low, count = _successors(previous[s], first)
         for j in range(n):
-            token = np.int64(ids[start + j])
+            token = int(ids[start + j])
             rank = count + rank_of[token]
             if count:
-                slot = slot_of(np.int64(previous[s]) << 32 | token, pairs)
-                if pairs[slot] >= 0:
-                    rank = np.int64(place_of[slot])
-            keys[j] = np.int64(group[start + j]) << _RANK_BITS | rank
+                slot = slot_of(token, low, count, followers)
+                if followers[slot] >= 0:
+                    rank = int(place_of[slot])
+            keys[j] = int(group[start + j]) << _RANK_BITS | rank
         place(keys, n, places)
         for j in range(n):
             at_place[places[j]] = j
-        before, of = np.int64(-1), np.int64(-1)
+        before, of = -1, -1
         for i in range(n):
             j = at_place[i]
-            g, rank = keys[j] >> _RANK_BITS, np.int64(keys[j]) & _RANK
+            g, rank = keys[j] >> _RANK_BITS, int(keys[j]) & _RANK
             if g != of:
-                before, of = np.int64(-1), g
+                before, of = -1, g
             gaps[cursor[g]] = rank - before - 1
             entries[cursor[g]] = start + j
             cursor[g] += 1
@@ -175,8 +182,8 @@ def _read(
     order: tuple[NDArray[Any], ...],
     ids_N: NDArray[Any],
     places_N: NDArray[Any],
-) -> int:
-    """The first position that cannot be read, or -1; moves the cursors behind what was read."""
+) -> tuple[int, int]:
+    """Status (0: fine, else see ``_WRONG``) and position; moves the cursors behind what is read."""
     token_of, first = order
     V, P = len(first) - 1, len(token_of) - len(first) + 1
     ids, places = id_buffers(indptr)
@@ -185,25 +192,25 @@ def _read(
         low, count = _successors(previous_S[s], first)
         for g in range(len(lengths_GS)):
             at, at_extra = cursors_G2[g, 0], cursors_G2[g, 1]
-            rank, length = np.int64(-1), lengths_GS[g, s]
+            rank, length = -1, lengths_GS[g, s]
             for i in range(length):
-                gap = np.int64(codes[at + i])
+                gap = int(codes[at + i])
                 if gap >= ONE:
                     gap, at_extra = read_long(gap, extra, at_extra)
                     if gap < 0:
-                        return s
+                        return 1, s
                 rank += gap + 1
                 if rank - count >= V:
-                    return s
+                    return 1, s
                 ids[n + i] = token_of[rank + (low if rank < count else P - count)]
             cursors_G2[g, 0], cursors_G2[g, 1] = at + length, at_extra
             n += length
         if not place(ids, n, places):
-            return s
+            return 2, s
         for j in range(n):
             ids_N[start + places[j]] = ids[j]
             places_N[start + j] = places[j]
-    return -1
+    return 0, 0
 
 
 @kernel
@@ -212,4 +219,4 @@ def _successors(previous: int, first_V1: NDArray[Any]) -> tuple[int, int]:
     if 0 <= previous < len(first_V1) - 1:
         low = first_V1[previous]
         return low, first_V1[previous + 1] - low
-    return np.int64(0), np.int64(0)
+    return 0, 0

@@ -55,34 +55,38 @@ class Successors:
         return cls(first.astype(np.int64), following[order].astype(np.int32))
 
     @cached_property
-    def places(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """A hash table: pairs ``previous << 32 | next``, -1 where free, and the place of each."""
-        lengths = np.diff(self.first_V1)
-        pairs = np.repeat(np.arange(len(lengths)), lengths) << 32 | self.ids_P
-        place = np.arange(len(self.ids_P)) - np.repeat(self.first_V1[:-1], lengths)
-        size = 1 << max(1, int(2 * len(pairs)).bit_length())
-        keys, values = np.full(size, -1, dtype=np.int64), np.zeros(size, dtype=np.int32)
-        _fill(pairs, place, keys, values)
+    def places(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """[2P] each: a hash table of the successors of every token, half full; see ``slot_of``.
+
+        First their ids, -1 where free, then the place of each among the successors.
+        """
+        keys, values = np.full((2, 2 * len(self.ids_P)), -1, dtype=np.int32)
+        _fill(self.first_V1, self.ids_P, keys, values)
         return keys, values
 
 
 @kernel
-def slot_of(pair: int, keys: NDArray[Any]) -> int:
-    """Where a pair is in a hash table, or the free slot where it would be."""
-    mixed = np.uint64(pair) * np.uint64(0x9E3779B97F4A7C15)
-    slot = np.int64(mixed >> np.uint64(32)) & (len(keys) - 1)
-    while keys[slot] != pair and keys[slot] >= 0:
-        slot = (slot + 1) & (len(keys) - 1)
-    return slot
+def slot_of(token: int, low: int, count: int, keys: NDArray[Any]) -> int:
+    """Where a token is in ``keys[2 * low : 2 * (low + count)]``, or would be: there -1 is.
+
+    By linear probing after multiplicative hashing (Knuth, vol. 3, 6.4).
+    """
+    size = 2 * count
+    slot = ((token * 0x9E3779B1 & 0xFFFFFFFF) * size) >> 32
+    while keys[2 * low + slot] != token and keys[2 * low + slot] >= 0:
+        slot = slot + 1 if slot + 1 < size else 0
+    return 2 * low + slot
 
 
 @kernel
 def _fill(
-    pairs: NDArray[Any], place: NDArray[Any], keys: NDArray[Any], values: NDArray[Any]
+    first_V1: NDArray[Any], ids_P: NDArray[Any], keys: NDArray[Any], values: NDArray[Any]
 ) -> None:
-    for i in range(len(pairs)):
-        slot = slot_of(pairs[i], keys)
-        keys[slot], values[slot] = pairs[i], place[i]
+    for previous in range(len(first_V1) - 1):
+        low, count = first_V1[previous], first_V1[previous + 1] - first_V1[previous]
+        for i in range(count):
+            slot = slot_of(int(ids_P[low + i]), low, count, keys)
+            keys[slot], values[slot] = ids_P[low + i], i
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,10 +24,10 @@ from kdstore.codecs.ids import Group, grouped_runs, read_runs
 from kdstore.codecs.options import option
 from kdstore.codecs.planes import Plane, Planes, expect_length
 from kdstore.codecs.pps_kernels import (
-    DROPPED,
+    LEFT_OUT,
     MANY,
     UNITS,
-    count_entries,
+    read_counts,
     read_values,
     round_positions,
 )
@@ -37,7 +37,6 @@ from kdstore.hashing import Purpose, RowKeys
 from kdstore.signal import SparseSignal
 
 MIN_TAU = 1e-4  # 10,000 entries a position
-_TOP, _HEAD, _TAIL, _LEFT_OUT = range(4)
 _REFUSED = {
     1: ("tail entries of a position have different weights", "one weight"),
     2: ("the entries of a position leave nothing to the largest", "entries that sum to one"),
@@ -51,10 +50,9 @@ _WRONG = {
 
 
 class _Counts(NamedTuple):
-    """Heads and tails of each position, and which of them are stored exactly."""
+    """int64 [3, S] tops, other heads and tails of each position; which are stored exactly."""
 
-    heads_S: NDArray[np.int64]
-    tails_S: NDArray[np.int64]
+    lengths_GS: NDArray[np.int64]
     exact_S: NDArray[np.bool_]
 
 
@@ -84,19 +82,16 @@ class PPSCodec(SignalCodec):
     def encode_entries(self, signal: SparseSignal, positions: Positions) -> dict[str, Plane]:
         """Rounded values; what is rounded to zero is not stored."""
         tail_N = _checked_tail(signal)
-        code_N, weight_S, exact_S, top_S = self._rounded(signal, tail_N, positions.keys)
-        group_N = np.where(tail_N, _TAIL, _HEAD).astype(np.uint8)
-        group_N[top_S[top_S >= 0]] = _TOP
-        group_N[code_N == DROPPED] = _LEFT_OUT
+        group_N, code_N, weight_S, exact_S = self._rounded(signal, tail_N, positions.keys)
         top, head, tail = grouped_runs(
             signal.ids_N,
             signal.indptr,
             group_N,
-            3,
+            LEFT_OUT,
             previous_S=positions.previous_S,
             order=self.order,
         )
-        counts = _Counts(top.lengths_S + head.lengths_S, tail.lengths_S, exact_S)
+        counts = _Counts(np.stack([group.lengths_S for group in (top, head, tail)]), exact_S)
         weighted = (top.lengths_S > 0) & (tail.lengths_S > 0)
         coded = ~np.repeat(exact_S, head.lengths_S)
         splits = positions.splits
@@ -116,12 +111,12 @@ class PPSCodec(SignalCodec):
 
     def _rounded(
         self, signal: SparseSignal, tail_N: NDArray[np.bool_], keys: RowKeys
-    ) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.bool_], NDArray[np.int64]]:
-        """Codes of the entries, codes of the weights, exact positions, largest heads (or -1)."""
-        code_N = np.zeros(signal.num_entries, dtype=np.int64)
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.uint8], NDArray[np.bool_]]:
+        """Groups of the entries, codes of the heads, codes of the weights, exact positions."""
+        group_N = np.empty(signal.num_entries, dtype=np.uint8)
+        code_N = np.empty(signal.num_entries, dtype=np.int32)
         weight_S = np.zeros(len(signal), dtype=np.uint8)
         exact_S = np.zeros(len(signal), dtype=np.bool_)
-        top_S = np.full(len(signal), -1, dtype=np.int64)
         status, row = round_positions(
             signal.indptr,
             signal.logprobs_N,
@@ -129,25 +124,23 @@ class PPSCodec(SignalCodec):
             keys.uniform(Purpose.VALUE_ROUNDING)[:, 0],
             keys.uniform(Purpose.WEIGHT_ROUNDING)[:, 0],
             self.tau,
+            group_N,
             code_N,
             weight_S,
             exact_S,
-            top_S,
         )
         if status:
             what, expected = _REFUSED[status]
             raise SignalError(what, where=f"position {row} of the signal", expected=expected)
-        return code_N, weight_S, exact_S, top_S
+        return group_N, code_N, weight_S, exact_S
 
     def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
         """Entries that sum to one; ``tail_N`` marks the sampled ones."""
         counts = _read_counts(planes, len(previous_S))
-        _check_lengths(planes, counts)
-        headed = counts.heads_S > 0
         indptr, ids_N, places_N = read_runs(
             planes,
             ("top", "head", "tail"),
-            np.stack([headed, counts.heads_S - headed, counts.tails_S]),
+            counts.lengths_GS,
             previous_S=previous_S,
             order=self.order,
         )
@@ -156,11 +149,11 @@ class PPSCodec(SignalCodec):
         status, row = read_values(
             indptr,
             places_N,
-            counts,
+            *counts,
             read_stream(planes, "value"),
             planes["weight"].data,
             np.frombuffer(planes["exact"].data, dtype="<f4"),
-            self._tables(int(counts.tails_S.max(initial=0))),
+            self._tables(int(counts.lengths_GS[2].max(initial=0))),
             logprobs_N,
             tail_N,
         )
@@ -186,11 +179,12 @@ def _checked_tail(signal: SparseSignal) -> NDArray[np.bool_]:
 
 def _count_planes(counts: _Counts, splits: NDArray[np.int64]) -> dict[str, Plane]:
     """A byte each; 0 for an exact position. ``more`` holds uint16 of what a nibble cannot."""
-    nibbles = np.minimum(counts.heads_S, MANY) * 16 + np.minimum(counts.tails_S, MANY)
-    codes = np.where(counts.exact_S, 0, nibbles).astype(np.uint8)
-    start = np.where(counts.exact_S, 0, MANY)
-    both = np.stack([counts.heads_S, counts.tails_S], axis=1)
-    stored = counts.exact_S[:, None] | (both >= MANY)
+    lengths, exact_S = counts
+    both = np.stack([lengths[0] + lengths[1], lengths[2]], axis=1)
+    nibbles = np.minimum(both, MANY) @ [16, 1]
+    codes = np.where(exact_S, 0, nibbles).astype(np.uint8)
+    start = np.where(exact_S, 0, MANY)
+    stored = exact_S[:, None] | (both >= MANY)
     beyond = (both - start[:, None])[stored]
     if len(beyond) and int(beyond.max()) >= 1 << 16:
         raise SignalError(
@@ -206,30 +200,18 @@ def _count_planes(counts: _Counts, splits: NDArray[np.int64]) -> dict[str, Plane
 def _read_counts(planes: Planes, num_scored: int) -> _Counts:
     codes, more = planes["counts"].data, planes["more"].data
     expect_length("counts", codes, num_scored)
-    counts = _Counts(
-        np.empty(num_scored, dtype=np.int64),
-        np.empty(num_scored, dtype=np.int64),
-        np.empty(num_scored, dtype=np.bool_),
-    )
-    if count_entries(codes, more, *counts) != len(more):
+    counts = _Counts(np.empty((3, num_scored), np.int64), np.empty(num_scored, np.bool_))
+    used, *lengths = read_counts(codes, more, *counts)
+    if used != len(more):
         raise CorruptShardError(
             "planes 'counts' and 'more' disagree",
             expected="at least one entry a position, and counts that say what 'more' holds",
         )
+    num_values, num_weights, num_exact = lengths
+    expect_length("value", planes["value"].data, num_values)
+    expect_length("weight", planes["weight"].data, num_weights)
+    expect_length("exact", planes["exact"].data, 4 * num_exact)
     return counts
-
-
-def _check_lengths(planes: Planes, counts: _Counts) -> None:
-    headed, tailed = counts.heads_S > 0, counts.tails_S > 0
-    heads = counts.heads_S - headed
-    weighted, coded = headed & tailed, ~counts.exact_S
-    expected = {
-        "value": heads[coded].sum(),
-        "weight": weighted[coded].sum(),
-        "exact": 4 * (heads + weighted)[counts.exact_S].sum(),
-    }
-    for name, length in expected.items():
-        expect_length(name, planes[name].data, int(length))
 
 
 def _exact_plane(

@@ -15,7 +15,7 @@ TAIL_STEPS = 3  # grid of the tail's mass: tau / 3
 UNITS = HEAD_STEPS * TAIL_STEPS  # tau / 6, of which both are multiples
 HEAD_UNITS, TAIL_UNITS = UNITS // HEAD_STEPS, UNITS // TAIL_STEPS
 MANY = 15  # a count's nibble that says: more in the plane of that name
-DROPPED = -1
+TOP, HEAD, TAIL, LEFT_OUT = range(4)
 _SLACK = 1e-3  # of a step: a float32 weight on the edge of its interval
 
 
@@ -27,15 +27,15 @@ def round_positions(
     value_uniform: NDArray[Any],
     weight_uniform: NDArray[Any],
     tau: float,
+    group_N: NDArray[Any],
     code_N: NDArray[Any],
     weight_S: NDArray[Any],
     exact_S: NDArray[Any],
-    top_S: NDArray[Any],
 ) -> tuple[int, int]:
     """Status (0: fine, 1: tail weights differ, 2: nothing left for the largest) and position.
 
-    Fills head codes (``DROPPED`` for what rounds to zero), weight codes, exact positions and the
-    largest heads.
+    Fills the entries' groups (``LEFT_OUT`` for what rounds to zero), head codes, weight codes and
+    exact positions.
     """
     step = tau / HEAD_STEPS
     for s in range(len(indptr) - 1):
@@ -47,9 +47,11 @@ def round_positions(
                 tails, log_weight = tails + 1, logprobs[i]
             elif top < 0 or logprobs[i] > logprobs[top]:
                 top = np.int64(i)
-        top_S[s] = top
+        for i in range(indptr[s], indptr[s + 1]):
+            group_N[i] = TAIL if tail[i] else HEAD
         if top < 0:
             continue
+        group_N[top] = TOP
         left, place = 1.0, 0.0  # of the tail's mass between (n - 1) tau and n tau, in steps
         if tails:
             left -= tails * np.exp(np.float64(log_weight))
@@ -66,7 +68,7 @@ def round_positions(
                 run += value - code
                 code_N[i] = np.int64(code + np.floor(run) - before)
                 if code_N[i] == 0:
-                    code_N[i] = DROPPED
+                    group_N[i] = LEFT_OUT
                 left -= value * step
         upward += 0.0 if run == value_uniform[s] else step
         if left <= 0:
@@ -74,50 +76,59 @@ def round_positions(
         if not inside or left <= upward + 1e-6:
             exact_S[s] = True
             for i in range(indptr[s], indptr[s + 1]):
-                code_N[i] = 0
+                if group_N[i] == LEFT_OUT:
+                    group_N[i] = HEAD
             continue
         weight_S[s] = np.uint8(np.floor(place + weight_uniform[s]))
         if tails == 1 and weight_S[s] == 0:
             for i in range(indptr[s], indptr[s + 1]):
                 if tail[i]:
-                    code_N[i] = DROPPED
+                    group_N[i] = LEFT_OUT
     return 0, 0
 
 
 @kernel
-def count_entries(
-    codes: NDArray[Any],
-    more: NDArray[Any],
-    heads_S: NDArray[Any],
-    tails_S: NDArray[Any],
-    exact_S: NDArray[Any],
-) -> int:
-    """Bytes of ``more`` used, or -1 if they run out or a position has no entry."""
-    at = 0
+def read_counts(
+    codes: NDArray[Any], more: NDArray[Any], lengths_GS: NDArray[Any], exact_S: NDArray[Any]
+) -> tuple[int, int, int, int]:
+    """Used bytes of ``more``, or -1 if they run out or a position has no entry.
+
+    Then how many values, weights and exact values there must be. Fills the lengths of the runs.
+    """
+    at, num_values, num_weights, num_exact = 0, 0, 0, 0
     for s in range(len(codes)):
         exact = codes[s] == 0
-        heads, tails = np.int64(codes[s] >> 4), np.int64(codes[s] & 15)
+        heads, tails = int(codes[s]) >> 4, int(codes[s]) & 15
         if exact or heads == MANY:
             if at + 2 > len(more):
-                return -1
-            heads += np.int64(more[at]) | np.int64(more[at + 1]) << 8
+                return -1, 0, 0, 0
+            heads += int(more[at]) | int(more[at + 1]) << 8
             at += 2
         if exact or tails == MANY:
             if at + 2 > len(more):
-                return -1
-            tails += np.int64(more[at]) | np.int64(more[at + 1]) << 8
+                return -1, 0, 0, 0
+            tails += int(more[at]) | int(more[at + 1]) << 8
             at += 2
         if heads + tails == 0 or (exact and heads == 0):
-            return -1
-        heads_S[s], tails_S[s], exact_S[s] = heads, tails, exact
-    return at
+            return -1, 0, 0, 0
+        top = min(heads, 1)
+        exact_S[s] = exact
+        lengths_GS[0, s], lengths_GS[1, s], lengths_GS[2, s] = top, heads - top, tails
+        weights = 1 if top and tails else 0
+        if exact:
+            num_exact += heads - top + weights
+        else:
+            num_values += heads - top
+            num_weights += weights
+    return at, num_values, num_weights, num_exact
 
 
 @kernel
 def read_values(
     indptr: NDArray[Any],
     places_N: NDArray[Any],
-    counts: tuple[NDArray[Any], ...],
+    lengths_GS: NDArray[Any],
+    exact_S: NDArray[Any],
     values: tuple[NDArray[Any], ...],
     weights: NDArray[Any],
     exact: NDArray[Any],
@@ -126,12 +137,11 @@ def read_values(
     tail_N: NDArray[Any],
 ) -> tuple[int, int]:
     """Status (0: fine, else see ``pps.py``) and position; entries go to their ``places_N``."""
-    heads_S, tails_S, exact_S = counts
     codes, extra = values
     log_mass, log_left, log_count = tables
     at, at_extra, at_weight, at_exact = 0, 0, 0, 0
-    for s in range(len(heads_S)):
-        heads, tails, first = heads_S[s], tails_S[s], indptr[s]
+    for s in range(len(exact_S)):
+        heads, tails, first = lengths_GS[0, s] + lengths_GS[1, s], lengths_GS[2, s], indptr[s]
         log_top, log_weight = 0.0, -log_count[tails]
         if exact_S[s]:
             log_top, log_weight = read_exact(
@@ -145,7 +155,7 @@ def read_values(
         elif heads:
             taken = 0
             if tails:
-                code = np.int64(weights[at_weight])
+                code = int(weights[at_weight])
                 if code > TAIL_STEPS or (tails == 1 and code == 0):
                     return 1, s
                 taken = TAIL_UNITS * (TAIL_STEPS * (tails - 1) + code)
@@ -154,7 +164,7 @@ def read_values(
                 log_weight += log_mass[taken]
                 at_weight += 1
             for j in range(1, heads):
-                code = np.int64(codes[at + j - 1])
+                code = int(codes[at + j - 1])
                 if code >= ONE:
                     code, at_extra = read_long(code, extra, at_extra)
                 if code <= 0:
@@ -171,7 +181,7 @@ def read_values(
             tail_N[first + places_N[j]] = False
         for j in range(first + heads, indptr[s + 1]):
             logprobs_N[first + places_N[j]], tail_N[first + places_N[j]] = log_weight, True
-    return (0 if at_extra == len(extra) else 4), len(heads_S)
+    return (0 if at_extra == len(extra) else 4), len(exact_S)
 
 
 @kernel

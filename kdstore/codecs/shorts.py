@@ -31,8 +31,6 @@ TWO_START = ONE + (TWO - ONE) * 256
 THREE_START = TWO_START + (THREE - TWO) * 65536
 LIMIT = THREE_START + (1 << 24)
 MISSING = (1 << 32) - 1  # what the code for none decodes to
-_EXTRA = np.zeros(256, dtype=np.int64)
-_EXTRA[ONE:TWO], _EXTRA[TWO:THREE], _EXTRA[THREE] = 1, 2, 3
 
 
 def short_names(*names: str) -> tuple[str, ...]:
@@ -45,19 +43,18 @@ def encode_shorts(name: str, values: NDArray[Any], splits: NDArray[np.int64]) ->
 
     Raises SignalError if a value is negative or too large: a bit is never masked away.
     """
-    numbers = np.asarray(values, dtype=np.int64)
-    bad = (numbers < 0) | ((numbers >= LIMIT) & (numbers != MISSING))
-    if bad.any():
+    numbers = np.asarray(values)
+    codes = np.empty(len(numbers), dtype=np.uint8)
+    extra = np.empty(3 * len(numbers), dtype=np.uint8)
+    ends = np.zeros(len(splits), dtype=np.int64)
+    bad = _pack(numbers, splits, codes, extra, ends)
+    if bad >= 0:
         raise SignalError(
             f"a value of {name!r} does not fit its planes",
             expected=f"0 to {LIMIT - 1}",
-            got=int(numbers[bad][0]),
+            got=int(numbers[bad]),
         )
-    codes = np.empty(len(numbers), dtype=np.uint8)
-    extra = np.empty(3 * len(numbers), dtype=np.uint8)
-    used = _pack(numbers, codes, extra)
-    ends = np.concatenate([[0], np.cumsum(_EXTRA[codes])])
-    return {name: Plane(codes, splits), f"{name}/extra": Plane(extra[:used], ends[splits])}
+    return {name: Plane(codes, splits), f"{name}/extra": Plane(extra[: ends[-1]].copy(), ends)}
 
 
 def decode_shorts(
@@ -89,29 +86,40 @@ def read_stream(planes: Planes, name: str) -> tuple[NDArray[np.uint8], NDArray[n
 
 
 @kernel
-def _pack(values: NDArray[Any], codes: NDArray[Any], extra: NDArray[Any]) -> int:
+def _pack(
+    values: NDArray[Any],
+    splits: NDArray[Any],
+    codes: NDArray[Any],
+    extra: NDArray[Any],
+    ends: NDArray[Any],
+) -> int:
+    """The first value that does not fit, or -1; fills how many extra bytes come before a split."""
     at = 0
-    for i in range(len(values)):
-        value = values[i]
-        if value < ONE:
-            codes[i] = value
-            continue
-        if value == MISSING:
-            codes[i] = NONE
-            continue
-        if value < TWO_START:
-            code, start, size, length = ONE, ONE, 8, 1
-        elif value < THREE_START:
-            code, start, size, length = TWO, TWO_START, 16, 2
-        else:
-            code, start, size, length = THREE, THREE_START, 24, 3
-        rest = value - start
-        codes[i] = code + (rest >> size)
-        for _ in range(length):
-            extra[at] = rest & 255
-            rest >>= 8
-            at += 1
-    return at
+    for b in range(len(splits) - 1):
+        for i in range(splits[b], splits[b + 1]):
+            value = int(values[i])
+            if value < 0 or (value >= LIMIT and value != MISSING):
+                return i
+            if value < ONE:
+                codes[i] = value
+                continue
+            if value == MISSING:
+                codes[i] = NONE
+                continue
+            if value < TWO_START:
+                code, start, size, length = ONE, ONE, 8, 1
+            elif value < THREE_START:
+                code, start, size, length = TWO, TWO_START, 16, 2
+            else:
+                code, start, size, length = THREE, THREE_START, 24, 3
+            rest = value - start
+            codes[i] = code + (rest >> size)
+            for _ in range(length):
+                extra[at] = rest & 255
+                rest >>= 8
+                at += 1
+        ends[b + 1] = at
+    return -1
 
 
 @kernel
@@ -123,15 +131,15 @@ def read_long(code: int, extra: NDArray[Any], at: int) -> tuple[int, int]:
     if code < TWO:
         if at + 1 > len(extra):
             return -1, at
-        return ONE + ((code - ONE) << 8) + np.int64(extra[at]), at + 1
+        return ONE + ((code - ONE) << 8) + int(extra[at]), at + 1
     if code == NONE:
         return -2, at
     if at + (2 if code < THREE else 3) > len(extra):
         return -1, at
-    low = np.int64(extra[at]) | np.int64(extra[at + 1]) << 8
+    low = int(extra[at]) | int(extra[at + 1]) << 8
     if code < THREE:
         return TWO_START + ((code - TWO) << 16) + low, at + 2
-    return THREE_START + (low | np.int64(extra[at + 2]) << 16), at + 3
+    return THREE_START + (low | int(extra[at + 2]) << 16), at + 3
 
 
 @kernel
@@ -139,7 +147,7 @@ def _expand(codes: NDArray[Any], extra: NDArray[Any], values: NDArray[Any], none
     """Extra bytes used, or -1 if they run out or a code is none where it must not be."""
     at = 0
     for i in range(len(codes)):
-        value = np.int64(codes[i])
+        value = int(codes[i])
         if value >= ONE:
             value, at = read_long(value, extra, at)
             if value == -1 or (value == -2 and not none):

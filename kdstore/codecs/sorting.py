@@ -42,7 +42,7 @@ def place(ids: NDArray[Any], length: int, places: NDArray[Any]) -> bool:
         for j in range(width):
             smaller += np.int32(ids[j] < token)
         places[i] = smaller
-        total += smaller
+        total += int(smaller)
     return total == length * (length - 1) // 2
 
 
