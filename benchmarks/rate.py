@@ -24,7 +24,6 @@ import click
 import torch
 from figures import machine, print_figure
 from scored import (
-    POSITIONS,
     QUICK_POSITIONS,
     SELECTIONS,
     Scored,
@@ -103,6 +102,11 @@ def write_store(teacher: str, scored: Scored, name: str, folder: Path) -> kdstor
     return kdstore.open(url)
 
 
+def read_signal(store: kdstore.Store) -> SparseSignal:
+    """The decoded signal of all samples of a store, in order."""
+    return SparseSignal.concat([sample.signal for sample in store if sample.signal is not None])
+
+
 def fidelity(scored: Scored, name: str, decoded: SparseSignal) -> Iterator[tuple[str, float, str]]:
     """(figure, value, unit) of what a reader gets of one selection."""
     signal = scored.signals[name]
@@ -122,7 +126,7 @@ def report(teacher: str, scored: Scored) -> Iterator[tuple[str, float, str]]:
         with tempfile.TemporaryDirectory(prefix="rate-") as folder:
             store = write_store(teacher, scored, name, Path(folder))
             stats, order = store_stats(store), (Path(folder) / name / "idorder.arrow").stat()
-            decoded = SparseSignal.concat([sample.signal for sample in store])
+            decoded = read_signal(store)
         size = stats["bytes_per_position"]
         yield f"rate.{name}.bytes", size["total"] - size["input_ids"] - size["scalars"], BYTES
         yield f"rate.{name}.entries", stats["entries_per_position"], "entries per position"
@@ -142,9 +146,9 @@ def report(teacher: str, scored: Scored) -> Iterator[tuple[str, float, str]]:
 @click.command()
 @click.option("--teacher", required=True, help="Folder of a causal language model.")
 @click.option("--texts", required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--positions", default=POSITIONS, show_default=True)
+@click.option("--positions", type=int, help="About so many instead of those of all texts.")
 @click.option("--quick", is_flag=True, help=f"{QUICK_POSITIONS:,} positions.")
-def main(teacher: str, texts: Path, positions: int, quick: bool) -> None:
+def main(teacher: str, texts: Path, positions: int | None, quick: bool) -> None:
     """Print a JSON line for each figure."""
     samples = read_texts(teacher, texts, positions=QUICK_POSITIONS if quick else positions)
     scored = score(teacher, samples)

@@ -1,12 +1,13 @@
 """Signals of a teacher for some texts, and of each entry what the teacher itself said.
 
-What rate.py and rate_variants.py measure from. Texts are cut at 512 tokens, so that many of them
-make up the positions; which ones goes by the hash of their ids.
+What rate.py and rate_variants.py measure from. Texts are cut at 512 tokens, so that the positions are
+of many texts; where not all are taken, which ones goes by the hash of their ids.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from kdstore.signal import SparseSignal, segment_sum
 from kdstore.teachers.hf_load import describe_checkpoint, load_model, load_tokenizer
 
 MAX_LENGTH = 512
-QUICK_POSITIONS, POSITIONS = 8_000, 66_000
+QUICK_POSITIONS = 8_000
 SELECTIONS = {
     "pps06": "pps:tau=0.06",
     "pps16": "pps:tau=0.16",
@@ -85,16 +86,17 @@ class Scored:
         return float((1 - self.squares_S).mean() / rounds)
 
 
-def read_texts(teacher: str, texts: Path, *, positions: int) -> list[Text]:
-    """Texts, by the hash of their ids, until there are enough positions."""
+def read_texts(teacher: str, texts: Path, *, positions: int | None) -> list[Text]:
+    """All texts, or as many, by the hash of their ids, as have enough positions."""
     tokenizer = load_tokenizer(Path(teacher))
     rows = [json.loads(line) for line in texts.read_text(encoding="utf-8").splitlines()]
     found: list[Text] = []
+    left = sys.maxsize if positions is None else positions
     for row in sorted(rows, key=lambda row: sample_hash(str(row["id"]))):
         ids = tokenizer(row["text"], verbose=False)["input_ids"][:MAX_LENGTH]
-        if len(ids) > 1 and positions > 0:
+        if len(ids) > 1 and left > 0:
             found.append(Text(str(row["id"]), np.array(ids, dtype=np.int32)))
-            positions -= len(ids) - 1
+            left -= len(ids) - 1
     return found
 
 
