@@ -128,7 +128,7 @@ def _with_dictionary(
 
 def pcodec(files: Files) -> Iterator[Row]:
     """Streams of integers through pcodec, against shorts through zstd as they are stored."""
-    from pcodec import ChunkConfig, standalone
+    from pcodec import ChunkConfig, standalone  # type: ignore[import-untyped]
 
     streams = {
         "pps06": ("top", "head", "tail", "value"),

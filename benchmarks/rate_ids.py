@@ -93,7 +93,7 @@ def _count_runs(stored: Stored) -> Iterator[Row]:
     assert counts is not None
     rows, once = stored.signal.rows_N, (counts == 1).astype(np.int64)
     gaps, at = stored.gaps(rows)
-    marks = shorts_bytes(stored.signal.entries_S) + shorts_bytes(counts[at] - 1)
+    marks = shorts_bytes(stored.signal.entries_S) + shorts_bytes(counts[at].astype(np.int64) - 1)
     sizes = _run_sizes(gaps, ~_first(rows[at]) * 1, marks)
     yield "counts50.runs.one", stored.per_position(sizes)
     gaps, at = stored.gaps(rows * 2 + once)
@@ -123,7 +123,7 @@ def _place_of_top(rows_N: Numbers, group_N: Numbers) -> NDArray[np.uint8]:
     heads = rows_N[group_N != TAIL]
     place = np.arange(len(heads)) - np.searchsorted(heads, heads)
     several = np.bincount(heads)[heads] > 1
-    return place[(group_N[group_N != TAIL] == TOP) & several].astype(np.uint8)
+    return np.asarray(place[(group_N[group_N != TAIL] == TOP) & several], dtype=np.uint8)
 
 
 def id_orders(scored: Scored) -> Iterator[Row]:
@@ -175,7 +175,7 @@ def bounds(scored: Scored, order: IdOrder) -> Iterator[Row]:
             "tail": stored.signal.tail_counts_S,
         }
         bits_N = _text_model_bits(scored, stored)
-        rows = []
+        rows: list[Row] = []
         for group, (plane, lengths) in enumerate(streams.items()):
             found = _bound(stored, plane, _still_to_come(lengths))
             bits = bits_N[stored.group_N == group].sum() - _log2_factorials(lengths)
@@ -213,10 +213,10 @@ def _log2_factorials(lengths_S: Numbers) -> float:
 
 def _still_to_come(lengths_S: Numbers) -> Numbers:
     ends = np.repeat(np.cumsum(lengths_S), lengths_S)
-    return np.minimum(ends - np.arange(len(ends)), 12)
+    return np.asarray(np.minimum(ends - np.arange(len(ends)), 12))
 
 
-def _bound(stored: Stored, plane: str, context: Numbers | None) -> Row:
+def _bound(stored: Stored, plane: str, context: Numbers | None) -> dict[str, float]:
     codes = stored.planes[plane].data
     extra = stored.planes[f"{plane}/extra"].data if f"{plane}/extra" in stored.planes else codes[:0]
     values = codes.astype(np.int64)
@@ -229,4 +229,4 @@ def _bound(stored: Stored, plane: str, context: Numbers | None) -> Row:
         "adaptive": adaptive_bytes(values),
         "context": adaptive_bytes(values, context if fits else None),
     }
-    return plane, stored.per_position(sizes)
+    return stored.per_position(sizes)

@@ -197,7 +197,7 @@ def _inclusion(
 def _chunks(teacher: str, texts: list[Text]) -> Iterator[torch.Tensor]:
     """Logits of all texts, few enough rows at a time to stay in the cache."""
     for _, logits in logits_of(teacher, texts):
-        yield from logits.split(32)
+        yield from torch.split(logits, 32)
 
 
 def _probabilities(tail_p: torch.Tensor, sizes: torch.Tensor, *, power: float) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Signals of a teacher for some texts, and of each entry what the teacher itself said.
 
-What rate.py and rate_variants.py measure from. Texts are cut at 512 tokens, so that the positions are
-of many texts; where not all are taken, which ones goes by the hash of their ids.
+What rate.py and rate_variants.py measure from. Texts are cut at 512 tokens, so that the
+positions are of many texts; where not all are taken, which ones goes by the hash of their ids.
 """
 
 from __future__ import annotations

@@ -118,7 +118,9 @@ def group_frames(plane: Plane, samples_per_group: int) -> list[bytes]:
 
 def dictionary_of(frames: Iterable[bytes], *, size: int) -> zstandard.ZstdCompressionDict | None:
     """A dictionary trained on frames cut to 1 KB pieces; None where there is too little."""
-    pieces = [frame[i : i + 1024] for frame in frames for i in range(0, len(frame), 1024)]
+    pieces: list[Any] = [
+        frame[i : i + 1024] for frame in frames for i in range(0, len(frame), 1024)
+    ]
     try:
         return zstandard.train_dictionary(size, pieces)
     except zstandard.ZstdError:
