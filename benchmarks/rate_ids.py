@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scored import Scored, find_entries
+from scored import Scored, Text, find_entries, order_of
 from streams import (
     Numbers,
     Row,
@@ -130,16 +130,33 @@ def id_orders(scored: Scored) -> Iterator[Row]:
     """Orders of the vocabulary, and successors of the previous token that come first."""
     for label, order in _orders(scored).items():
         found = {"order": len(order.to_bytes()) / len(scored.squares_S)}
-        for name in ("pps06", "pps16", "counts50"):
-            stored = Stored(scored, name, order)
-            ids = ("top", "head", "tail", "repeat", "single")
-            planes = [p for n, p in stored.planes.items() if n.partition("/")[0] in ids]
-            found[name] = sum(zstd_bytes(p.data.tobytes()) for p in planes) / stored.S
+        found |= _sampled_ids(scored, order)
         for name in ("topk50", "topp95"):
             stored = Stored(scored, name, order)
             gaps, _ = stored.gaps(stored.signal.rows_N, order)
             found[name] = shorts_bytes(gaps, level=9) / stored.S
         yield f"order.{label}", found
+
+
+def order_sources(scored: Scored, uncut: list[Text]) -> Iterator[Row]:
+    """The same signals in the order that more or less text gives."""
+    texts = scored.texts
+    sources = {f"1/{n}": texts[::n] for n in (8, 4, 2)} | {"all": texts, "all_uncut": uncut}
+    for label, source in sources.items():
+        order = order_of(source, scored.vocab_size)
+        found = {"tokens": float(sum(len(text.ids_T) for text in source))}
+        yield f"order_of.{label}", found | _sampled_ids(scored, order)
+
+
+def _sampled_ids(scored: Scored, order: IdOrder) -> dict[str, float]:
+    """Bytes of the ids of sampled selections, as codecs store them."""
+    found = {}
+    for name in ("pps06", "pps16", "counts50"):
+        stored = Stored(scored, name, order)
+        ids = ("top", "head", "tail", "repeat", "single")
+        planes = [p for n, p in stored.planes.items() if n.partition("/")[0] in ids]
+        found[name] = sum(zstd_bytes(p.data.tobytes()) for p in planes) / stored.S
+    return found
 
 
 def _orders(scored: Scored) -> dict[str, IdOrder]:

@@ -21,9 +21,9 @@ from pathlib import Path
 import click
 from figures import machine, print_figure
 from rate_files import Files, dictionaries, pcodec, row_groups, zstd_levels
-from rate_ids import bounds, id_orders, runs_and_planes
+from rate_ids import bounds, id_orders, order_sources, runs_and_planes
 from rate_values import inclusion, pairs, pps_grids, topk_grids
-from scored import QUICK_POSITIONS, Scored, read_texts, score
+from scored import QUICK_POSITIONS, Scored, Text, read_texts, score
 from streams import Row
 
 
@@ -44,13 +44,16 @@ def scored_of(teacher: str, texts: Path, *, positions: int | None, cache: Path |
     return scored
 
 
-def variants(scored: Scored, teacher: str) -> dict[str, Callable[[], Iterator[Row]]]:
+def variants(
+    scored: Scored, teacher: str, uncut: list[Text]
+) -> dict[str, Callable[[], Iterator[Row]]]:
     """What there is to measure, by name."""
     order = scored.order()
     files = Files(scored, order)
     return {
         "runs": lambda: runs_and_planes(scored, order),
         "orders": lambda: id_orders(scored),
+        "order_sources": lambda: order_sources(scored, uncut),
         "bounds": lambda: bounds(scored, order),
         "topk_grids": lambda: topk_grids(scored),
         "pps_grids": lambda: pps_grids(scored),
@@ -82,7 +85,8 @@ def main(
     positions = QUICK_POSITIONS if quick else positions
     scored = scored_of(teacher, texts, positions=positions, cache=cache)
     about = {"positions": len(scored.squares_S), "machine": machine()}
-    for group, measured in variants(scored, teacher).items():
+    uncut = read_texts(teacher, texts, positions=None, max_length=None)
+    for group, measured in variants(scored, teacher, uncut).items():
         if only and group not in only:
             continue
         for name, figures in measured():
@@ -97,6 +101,7 @@ def _unit(figure: str) -> str:
         "kl": "nats",
         "rounding_share": "of the selection's variance",
         "positions_per_group": "positions",
+        "tokens": "tokens",
         "dictionaries": "bytes",
     }
     if figure.startswith(("variance", "relative")):

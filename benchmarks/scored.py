@@ -65,10 +65,7 @@ class Scored:
 
     def order(self) -> IdOrder:
         """The id order that a dump of the texts makes."""
-        builder = OrderBuilder(self.vocab_size)
-        for text in self.texts:
-            builder.add(text.ids_T)
-        return builder.build()
+        return order_of(self.texts, self.vocab_size)
 
     def variance(self, name: str, signal: SparseSignal) -> float:
         """Mean over positions of the squared distance of a signal to the teacher's distribution.
@@ -86,18 +83,28 @@ class Scored:
         return float((1 - self.squares_S).mean() / rounds)
 
 
-def read_texts(teacher: str, texts: Path, *, positions: int | None) -> list[Text]:
+def read_texts(
+    teacher: str, texts: Path, *, positions: int | None, max_length: int | None = MAX_LENGTH
+) -> list[Text]:
     """All texts, or as many, by the hash of their ids, as have enough positions."""
     tokenizer = load_tokenizer(Path(teacher))
     rows = [json.loads(line) for line in texts.read_text(encoding="utf-8").splitlines()]
     found: list[Text] = []
     left = sys.maxsize if positions is None else positions
     for row in sorted(rows, key=lambda row: sample_hash(str(row["id"]))):
-        ids = tokenizer(row["text"], verbose=False)["input_ids"][:MAX_LENGTH]
+        ids = tokenizer(row["text"], verbose=False)["input_ids"][:max_length]
         if len(ids) > 1 and left > 0:
             found.append(Text(str(row["id"]), np.array(ids, dtype=np.int32)))
             left -= len(ids) - 1
     return found
+
+
+def order_of(texts: Iterable[Text], vocab_size: int) -> IdOrder:
+    """The id order that a dump of some texts makes."""
+    builder = OrderBuilder(vocab_size)
+    for text in texts:
+        builder.add(text.ids_T)
+    return builder.build()
 
 
 def keys_of(texts: Iterable[Text]) -> RowKeys:
