@@ -12,6 +12,7 @@ from streams import Row, dictionary_of, group_frames, parquet_bytes, zstd_bytes
 
 from kdstore.codecs import IdOrder, Plane, codec_for
 from kdstore.codecs.shorts import decode_shorts
+from kdstore.errors import MissingDependencyError
 
 LEVELS = (1, 3, 6, 9, 19)
 LONG_WINDOW = 27
@@ -128,7 +129,12 @@ def _with_dictionary(
 
 def pcodec(files: Files) -> Iterator[Row]:
     """Streams of integers through pcodec, against shorts through zstd as they are stored."""
-    from pcodec import ChunkConfig, standalone  # type: ignore[import-untyped]
+    try:
+        from pcodec import ChunkConfig, standalone  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the comparison with pcodec needs it", todo="pip install pcodec"
+        ) from error
 
     streams = {
         "pps06": ("top", "head", "tail", "value"),
