@@ -175,7 +175,7 @@ def _orders(scored: Scored) -> dict[str, IdOrder]:
 
 
 def bounds(scored: Scored, order: IdOrder) -> Iterator[Row]:
-    """What each stream costs, against coders that no plane of bytes gets below.
+    """What each stream costs, against ideal coders of single numbers.
 
     * ``entropy``: that of the code bytes, plus the extra bytes
     * ``adaptive``: an arithmetic coder that learns as it goes
