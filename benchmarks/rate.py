@@ -2,188 +2,162 @@
 
     scripts/bench rate --teacher PATH --texts FILE.jsonl [--quick]
 
-Texts are cut at 512 tokens; the id order is made of the texts that are scored, as a dump makes it.
-Bytes are those of a Parquet file of the signal's columns, its footer included.
+A store is made of the texts for every selection, as ``kdstore dump`` makes it, and read back. Bytes
+are those of its shards without token ids and scalars: footers, sample ids and row hashes count.
+Variance and KL are those of what was read. The id order is made of the same texts.
 """
 
 from __future__ import annotations
 
-import io
+import sys
+
+# Python puts this folder first, where select.py would pass for the standard library's.
+sys.path.append(sys.path.pop(0))
+
 import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from figures import machine, print_figure
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from scored import (
+    QUICK_POSITIONS,
+    SELECTIONS,
+    Scored,
+    kl_of_rounding,
+    read_texts,
+    score,
+    squared_distance,
+)
 
-from kdstore.codecs import IdOrder, Positions, SignalCodec, codec_for
-from kdstore.codecs.counting import OrderBuilder
-from kdstore.hashing import RowKeys
-from kdstore.select import DEFAULT_SCALARS, parse_selection, select
-from kdstore.signal import SparseSignal, segment_sum
+import kdstore
+from kdstore.filesystem import Folder
+from kdstore.inputs import InputConfig, SampleBuilder, open_source
+from kdstore.layout import signal_column
+from kdstore.readers.stats import store_stats
+from kdstore.sample import Sample
+from kdstore.select import DEFAULT_SCALARS, Selection
+from kdstore.signal import SparseSignal
+from kdstore.teacher import Score
+from kdstore.teachers.hf_load import describe_checkpoint, load_tokenizer
+from kdstore.writers.dump import DumpConfig, DumpSource, open_dump
+from kdstore.writers.run import run_units
 
-MAX_LENGTH = 512
-SELECTIONS = {
-    "pps06": "pps:tau=0.06",
-    "pps16": "pps:tau=0.16",
-    "counts50": "counts:n=50",
-    "topk50": "topk:k=50",
-    "topp95": "topp:p=0.95,max_k=100",
-}
 ROUNDS = {"rs50": 50, "rs13": 13}
+SQUARES = "sum of squares per position"
+BYTES = "bytes per position"
 
 
-class Scored:
-    """Signals of all selections over the texts, and the dense sums that figures need."""
+class Replay:
+    """A teacher that answers with signals that are there already."""
 
-    def __init__(self, order: IdOrder) -> None:
-        self.order = order
-        self.parts: dict[str, list[SparseSignal]] = {name: [] for name in SELECTIONS}
-        self.positions: list[Positions] = []
-        self.squares = 0.0
-        self.errors = dict.fromkeys(SELECTIONS, 0.0)
+    def __init__(self, scored: Scored, name: str) -> None:
+        self.vocab_size = scored.vocab_size
+        splits = scored.positions.splits
+        self._signals = {
+            text.sample_id: scored.signals[name][splits[row] : splits[row + 1]]
+            for row, text in enumerate(scored.texts)
+        }
 
-    def add(self, sample_id: str, ids: torch.Tensor, logits_SV: torch.Tensor) -> None:
-        """Select from one text's logits, and compare what decodes with the dense distribution."""
-        S = len(logits_SV)
-        keys = RowKeys.of_samples([(sample_id, np.arange(1, S + 1))], seed=0)
-        previous = ids[:-1].numpy().astype(np.int32)
-        positions = Positions(keys, np.array([0, S]), previous)
-        self.positions.append(positions)
-        dense = logits_SV.double().softmax(-1).numpy()
-        self.squares += float((dense**2).sum())
-        for name, spec in SELECTIONS.items():
-            signal = select(logits_SV, ids[1:], selection=parse_selection(spec), keys=keys)
-            self.parts[name].append(signal)
-            codec = codec_for(signal.selection, order=self.order, scalars=())
-            if name.startswith(("pps", "counts")):
-                decoded = codec.decode(codec.encode(signal, positions), previous)
-                self.errors[name] += float(((decoded.to_dense(dense.shape[1]) - dense) ** 2).sum())
+    def score(
+        self, samples: Sequence[Sample], selection: Selection, **options: Any
+    ) -> Iterator[Score]:
+        """The signal of each sample."""
+        del options
+        for sample in samples:
+            signal = self._signals[sample.sample_id]
+            yield Score(sample.sample_id, signal, SparseSignal.empty("full"))
 
-    @property
-    def num_scored(self) -> int:
-        """Positions scored so far."""
-        return sum(len(positions.previous_S) for positions in self.positions)
+    def provenance(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
 
 
-def read_texts(teacher: str, texts: Path, *, positions: int) -> list[tuple[str, list[int]]]:
-    """(id, token ids) of every second text, until there are enough positions."""
-    tokenizer = AutoTokenizer.from_pretrained(teacher)
-    rows = [json.loads(line) for line in texts.read_text().splitlines()][::2]
-    found, total = [], 0
-    for row in rows:
-        ids = tokenizer(row["text"])["input_ids"][:MAX_LENGTH]
-        if len(ids) > 1 and total < positions:
-            found.append((str(row["id"]), ids))
-            total += len(ids) - 1
-    return found
-
-
-def score(teacher: str, samples: list[tuple[str, list[int]]]) -> Scored:
-    """All selections of all samples."""
-    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
-    builder = OrderBuilder(model.config.vocab_size)
-    for _, ids in samples:
-        builder.add(np.array(ids))
-    scored = Scored(builder.build())
-    for sample_id, ids in samples:
-        tokens = torch.tensor(ids)
-        with torch.no_grad():
-            logits = model(tokens[None]).logits[0, :-1]
-        scored.add(sample_id, tokens, logits)
-    return scored
-
-
-def column_bytes(codec: SignalCodec, planes: dict[str, Any]) -> tuple[int, dict[str, int]]:
-    """Bytes of a Parquet file of the planes, and compressed bytes by plane."""
-    arrays = {
-        name: pa.Array.from_buffers(
-            pa.large_binary(),
-            len(plane.offsets) - 1,
-            [None, pa.py_buffer(plane.offsets.astype("<i8")), pa.py_buffer(plane.data)],
-        )
-        for name, plane in planes.items()
-    }
-    sink = io.BytesIO()
-    pq.write_table(
-        pa.table(arrays),
-        sink,
-        compression="zstd",
-        compression_level={name: codec.compression_level(name) for name in planes},
-        use_dictionary=False,
-        write_statistics=False,
-        write_page_index=True,
-        write_page_checksum=True,
+def write_store(teacher: str, scored: Scored, name: str, folder: Path) -> kdstore.Store:
+    """The store that a dump of the texts with the named selection gives."""
+    data = folder / "texts.jsonl"
+    rows = [{"id": text.sample_id, "input_ids": text.ids_T.tolist()} for text in scored.texts]
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    rows_source = open_source(data)
+    info, tokenizer = describe_checkpoint(teacher, device="cpu"), load_tokenizer(Path(teacher))
+    builder = SampleBuilder(tokenizer, InputConfig(), rows_source.name, locate=rows_source.locate)
+    config = DumpConfig(selection=SELECTIONS[name], score="all")
+    source = DumpSource(rows_source, builder, config.score)
+    url = str(folder / name)
+    writer = open_dump(
+        Folder(url),
+        source,
+        teacher=info.identity,
+        vocab_size=scored.vocab_size,
+        tokenizer=tokenizer,
+        config=config,
+        quiet=True,
     )
-    group = pq.ParquetFile(sink).metadata.row_group(0)
-    sizes = [group.column(index) for index in range(group.num_columns)]
-    by_plane = {column.path_in_schema: column.total_compressed_size for column in sizes}
-    return len(sink.getvalue()), by_plane
+    planned = [writer.plan.unit(unit) for unit in writer.pending_units()]
+    run_units(writer, Replay(scored, name), source, planned, quiet=True)
+    writer.seal()
+    return kdstore.open(url)
 
 
-def kl_of_quantisation(signal: SparseSignal, decoded: SparseSignal) -> float:
-    """Mean KL, in nats, of entries and rest before rounding to entries and rest after it."""
-    entries = np.exp(signal.logprobs_N.astype(np.float64))
-    rest = np.exp(signal.rest_S.astype(np.float64))
-    total = segment_sum(entries, signal.indptr) + rest
-    entries, rest = entries / total[signal.rows_N], rest / total
-    terms = segment_sum(entries * (np.log(entries) - decoded.logprobs_N), signal.indptr)
-    some = rest > 0
-    terms[some] += rest[some] * (np.log(rest[some]) - decoded.rest_S[some])
-    return float(terms.mean())
+def read_signal(store: kdstore.Store) -> SparseSignal:
+    """The decoded signal of all samples of a store, in order."""
+    return SparseSignal.concat([sample.signal for sample in store if sample.signal is not None])
 
 
-def joined(positions: list[Positions]) -> Positions:
-    """The positions of all samples, one after the other."""
-    hashes = np.concatenate([p.keys.sample_hash_S for p in positions])
-    places = np.concatenate([p.keys.position_S for p in positions])
-    splits = np.cumsum([0, *(len(p.previous_S) for p in positions)])
-    previous = np.concatenate([p.previous_S for p in positions])
-    return Positions(RowKeys(0, hashes, places), splits, previous)
+def fidelity(scored: Scored, name: str, decoded: SparseSignal) -> Iterator[tuple[str, float, str]]:
+    """(figure, value, unit) of what a reader gets of one selection."""
+    signal = scored.signals[name]
+    if name in ("topk50", "topp95"):
+        yield f"rate.{name}.kl", kl_of_rounding(signal, decoded), "nats"
+        return
+    sampled, rounded = scored.variance(name, signal), squared_distance(signal, decoded)
+    yield f"rate.{name}.variance", scored.variance(name, decoded), SQUARES
+    yield f"rate.{name}.selection_variance", sampled, SQUARES
+    yield f"rate.{name}.rounding_share", rounded / sampled, "of the selection's variance"
 
 
-def report(scored: Scored) -> Iterator[tuple[str, float, str]]:
+def report(teacher: str, scored: Scored) -> Iterator[tuple[str, float, str]]:
     """(figure, value, unit) of everything."""
-    positions, S = joined(scored.positions), scored.num_scored
-    for name, spec in SELECTIONS.items():
-        signal = SparseSignal.concat(scored.parts[name])
-        codec = codec_for(parse_selection(spec).spec, order=scored.order, scalars=DEFAULT_SCALARS)
-        planes = codec.encode(signal, positions)
-        entry_planes = {plane: planes[plane] for plane in codec.entry_planes}
-        total, by_plane = column_bytes(codec, entry_planes)
-        yield f"rate.{name}.bytes", total / S, "bytes per position"
-        yield f"rate.{name}.entries", signal.num_entries / S, "entries per position"
-        for plane, size in by_plane.items():
-            yield f"rate.{name}.bytes.{plane}", size / S, "bytes per position"
-        if name in ("topk50", "topp95"):
-            decoded = codec.decode(planes, positions.previous_S)
-            yield f"rate.{name}.kl", kl_of_quantisation(signal, decoded), "nats"
-        else:
-            yield f"rate.{name}.variance", scored.errors[name] / S, "sum of squares per position"
-    rest = {plane: data for plane, data in planes.items() if plane not in entry_planes}
-    yield "rate.scalars.bytes", column_bytes(codec, rest)[0] / S, "bytes per position"
+    scalars = tuple(signal_column("main", name) for name in DEFAULT_SCALARS)
+    for name in SELECTIONS:
+        with tempfile.TemporaryDirectory(prefix="rate-") as folder:
+            store = write_store(teacher, scored, name, Path(folder))
+            stats, order = store_stats(store), (Path(folder) / name / "idorder.arrow").stat()
+            decoded = read_signal(store)
+        size = stats["bytes_per_position"]
+        yield f"rate.{name}.bytes", size["total"] - size["input_ids"] - size["scalars"], BYTES
+        yield f"rate.{name}.entries", stats["entries_per_position"], "entries per position"
+        prefix = signal_column("main", "")
+        for column, plane in size["columns"].items():
+            if column.startswith(prefix) and not column.startswith(scalars):
+                yield f"rate.{name}.bytes.{column.removeprefix(prefix)}", plane, BYTES
+        yield f"rate.{name}.bytes.other", size["other"], BYTES
+        yield from fidelity(scored, name, decoded)
+    yield "rate.scalars.bytes", size["scalars"], BYTES
+    yield "rate.input_ids.bytes", size["input_ids"], BYTES
     for name, rounds in ROUNDS.items():
-        yield f"rate.{name}.variance", (S - scored.squares) / S / rounds, "sum of squares"
-    yield "rate.order.bytes", len(scored.order.to_bytes()), "bytes of the store"
+        yield f"rate.{name}.variance", scored.rounds_variance(rounds), SQUARES
+    yield "rate.order.bytes", order.st_size, "bytes of the store"
 
 
 @click.command()
 @click.option("--teacher", required=True, help="Folder of a causal language model.")
 @click.option("--texts", required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--positions", default=66_000, show_default=True)
-@click.option("--quick", is_flag=True, help="8,000 positions.")
-def main(teacher: str, texts: Path, positions: int, quick: bool) -> None:
+@click.option("--positions", type=int, help="About so many instead of those of all texts.")
+@click.option("--quick", is_flag=True, help=f"{QUICK_POSITIONS:,} positions.")
+def main(teacher: str, texts: Path, positions: int | None, quick: bool) -> None:
     """Print a JSON line for each figure."""
-    samples = read_texts(teacher, texts, positions=8_000 if quick else positions)
+    samples = read_texts(teacher, texts, positions=QUICK_POSITIONS if quick else positions)
     scored = score(teacher, samples)
-    about = {"positions": scored.num_scored, **machine()}
-    for figure, value, unit in report(scored):
+    about = {
+        "positions": len(scored.squares_S),
+        "threads": torch.get_num_threads(),
+        "machine": machine(),
+    }
+    for figure, value, unit in report(teacher, scored):
         print_figure(figure, value, unit, **about)
 
 
