@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from figures import machine, print_figure
 from kdstore_cli.dump import dump
 
 import kdstore
+from benchmarks.figures import machine, print_figure
 from kdstore.readers.stats import store_stats
 from kdstore.train.config import load_config
 from kdstore.train.run import run_training

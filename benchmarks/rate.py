@@ -9,11 +9,6 @@ Variance and KL are those of what was read. The id order is made of the same tex
 
 from __future__ import annotations
 
-import sys
-
-# Python puts this folder first, where select.py would pass for the standard library's.
-sys.path.append(sys.path.pop(0))
-
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,8 +17,10 @@ from typing import Any
 
 import click
 import torch
-from figures import machine, print_figure
-from scored import (
+
+import kdstore
+from benchmarks.figures import machine, print_figure
+from benchmarks.scored import (
     QUICK_POSITIONS,
     SELECTIONS,
     Scored,
@@ -32,8 +29,6 @@ from scored import (
     score,
     squared_distance,
 )
-
-import kdstore
 from kdstore.filesystem import Folder
 from kdstore.inputs import InputConfig, SampleBuilder, open_source
 from kdstore.layout import signal_column

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import zstandard
-from scored import Scored
-from streams import Row, dictionary_of, group_frames, parquet_bytes, zstd_bytes
 
+from benchmarks.scored import Scored
+from benchmarks.streams import Row, dictionary_of, group_frames, parquet_bytes, zstd_bytes
 from kdstore.codecs import IdOrder, Plane, codec_for
 from kdstore.codecs.shorts import decode_shorts
 from kdstore.errors import MissingDependencyError
@@ -130,7 +130,7 @@ def _with_dictionary(
 def pcodec(files: Files) -> Iterator[Row]:
     """Streams of integers through pcodec, against shorts through zstd as they are stored."""
     try:
-        from pcodec import ChunkConfig, standalone  # type: ignore[import-untyped]
+        from pcodec import ChunkConfig, standalone
     except ImportError as error:
         raise MissingDependencyError(
             "the comparison with pcodec needs it", todo="pip install pcodec"

@@ -7,8 +7,9 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scored import Scored, Text, find_entries, order_of
-from streams import (
+
+from benchmarks.scored import Scored, Text, find_entries, order_of
+from benchmarks.streams import (
     Numbers,
     Row,
     adaptive_bytes,
@@ -18,7 +19,6 @@ from streams import (
     shorts_bytes,
     zstd_bytes,
 )
-
 from kdstore.codecs import IdOrder, Plane, codec_for
 from kdstore.codecs.order import Successors
 from kdstore.codecs.shorts import decode_shorts

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scored import SELECTIONS, Scored, Text, logits_of
-from streams import Row, zstd_bytes
 
+from benchmarks.scored import SELECTIONS, Scored, Text, logits_of
+from benchmarks.streams import Row, zstd_bytes
 from kdstore.codecs.ranked import rest_codes, rest_values, value_classes
 from kdstore.hashing import Purpose
 from kdstore.signal import SparseSignal, segment_sum

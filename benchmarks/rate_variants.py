@@ -9,22 +9,18 @@ comparison with pcodec needs ``pip install pcodec``.
 
 from __future__ import annotations
 
-import sys
-
-# Python puts this folder first, where select.py would pass for the standard library's.
-sys.path.append(sys.path.pop(0))
-
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
-from figures import machine, print_figure
-from rate_files import Files, dictionaries, pcodec, row_groups, zstd_levels
-from rate_ids import bounds, id_orders, order_sources, runs_and_planes
-from rate_values import inclusion, pairs, pps_grids, topk_grids
-from scored import QUICK_POSITIONS, Scored, Text, read_texts, score
-from streams import Row
+
+from benchmarks.figures import machine, print_figure
+from benchmarks.rate_files import Files, dictionaries, pcodec, row_groups, zstd_levels
+from benchmarks.rate_ids import bounds, id_orders, order_sources, runs_and_planes
+from benchmarks.rate_values import inclusion, pairs, pps_grids, topk_grids
+from benchmarks.scored import QUICK_POSITIONS, Scored, Text, read_texts, score
+from benchmarks.streams import Row
 
 
 def scored_of(teacher: str, texts: Path, *, positions: int | None, cache: Path | None) -> Scored:

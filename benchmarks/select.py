@@ -7,20 +7,16 @@ figures are medians over the rounds, ratios those of the rounds' ratios.
 
 from __future__ import annotations
 
-import sys
-
-# Python puts this folder first, where this file would pass for the standard library's select.
-sys.path.append(sys.path.pop(0))
-
 import argparse
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from figures import machine, print_figure
 from torch import Tensor
 
+from benchmarks.figures import machine, print_figure
 from kdstore.hashing import RowKeys
 from kdstore.select import parse_selection, select
 from kdstore.select.driver import rows_per_chunk
@@ -35,10 +31,10 @@ def zipf_logits(positions: int, vocab_size: int, device: torch.device) -> Tensor
     In float32 on a CPU and bfloat16 elsewhere, as the ``hf`` teacher gives them.
     """
     generator = torch.Generator(device).manual_seed(0)
-    options = {"generator": generator, "device": device}
+    options: dict[str, Any] = {"generator": generator, "device": device}
     powers = 1 + 1.6 * torch.rand(positions, 1, **options)
     log_rank = torch.arange(1, vocab_size + 1, device=device).log()
-    logits = torch.randn(positions, vocab_size, **options).mul_(0.5).sub_(powers * log_rank)
+    logits: Tensor = torch.randn(positions, vocab_size, **options).mul_(0.5).sub_(powers * log_rank)
     logits = logits[:, torch.randperm(vocab_size, **options)]
     return logits if device.type == "cpu" else logits.bfloat16()
 

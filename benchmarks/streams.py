@@ -15,7 +15,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from kdstore.codecs import IdOrder, Plane
-from kdstore.codecs.ids import gaps_of, ranks_of
+from kdstore.codecs.ids import grouped_runs
 from kdstore.codecs.shorts import encode_shorts
 
 Numbers = NDArray[np.int64]
@@ -72,9 +72,12 @@ def run_gaps(
     ids_N: NDArray[np.int32], previous_N: NDArray[np.int32], runs_N: Numbers, order: IdOrder
 ) -> tuple[Numbers, Numbers]:
     """Gaps of runs of ids, ascending in an id order, and which entry each gap is of."""
-    ranks = ranks_of(ids_N, previous_N, order)
-    entries = np.lexsort((ranks, runs_N))
-    return gaps_of(ranks[entries], runs_N[entries]), entries
+    by_run = np.argsort(runs_N, kind="stable")
+    firsts = np.flatnonzero(np.diff(runs_N[by_run], prepend=-1))
+    indptr = np.append(firsts, len(by_run))
+    previous_S, one = previous_N[by_run[firsts]], np.zeros(len(by_run), dtype=np.uint8)
+    (runs,) = grouped_runs(ids_N[by_run], indptr, one, 1, previous_S=previous_S, order=order)
+    return runs.gaps_G.astype(np.int64), by_run[runs.entries_G]
 
 
 def parquet_bytes(
