@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kdstore.codecs.jit import kernel
+from kdstore.codecs.jit import kernel, u
 from kdstore.codecs.order import IdOrder
 from kdstore.codecs.planes import Plane, Planes
 from kdstore.codecs.scalars import decode_scalars, encode_scalars, scalar_planes
@@ -134,12 +134,12 @@ def _check_entries(
     for s in range(len(rest_S)):
         total, last = np.exp(np.float64(rest_S[s])), np.int64(-(1 << 40))
         for i in range(indptr[s], indptr[s + 1]):
-            if ids_N[i] <= last:
+            if ids_N[u(i)] <= last:
                 return 1, s
-            last = np.int64(ids_N[i])
-            if not logprobs_N[i] <= tolerance:
+            last = np.int64(ids_N[u(i)])
+            if not logprobs_N[u(i)] <= tolerance:
                 return 2, s
-            total += np.exp(np.float64(logprobs_N[i]))
+            total += np.exp(np.float64(logprobs_N[u(i)]))
         if not abs(total - 1) <= tolerance:
             return 3, s
     return 0, 0

@@ -11,16 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.codecs.base import Positions, SignalCodec
-from kdstore.codecs.ids import grouped_runs, read_runs
-from kdstore.codecs.jit import kernel
+from kdstore.codecs.ids import (
+    BAD_RANK,
+    NEXT_STATUS,
+    TWICE,
+    UNUSED,
+    WRONG,
+    grouped_runs,
+    read_run,
+    successors_of,
+)
+from kdstore.codecs.jit import kernel, u
 from kdstore.codecs.options import option
-from kdstore.codecs.planes import Plane, Planes
-from kdstore.codecs.shorts import decode_shorts, encode_shorts, short_names
+from kdstore.codecs.planes import Plane, Planes, expect_length
+from kdstore.codecs.shorts import decode_shorts, encode_shorts, read_stream, short_names
+from kdstore.codecs.sorting import id_buffers, place
 from kdstore.errors import CorruptShardError, SignalError
 from kdstore.signal import SparseSignal, segment_sum
 
 MAX_ROUNDS = 1 << 20
 _GROUPS = ("repeat", "single")  # ids drawn more than once, and once
+BAD_SUM = NEXT_STATUS
+_WRONG = {**WRONG, BAD_SUM: ("counts of a position do not sum to n", "n draws")}
 
 
 class CountsCodec(SignalCodec):
@@ -65,18 +77,25 @@ class CountsCodec(SignalCodec):
         S = len(previous_S)
         lengths = [decode_shorts(planes, f"{name}s", length=S) for name in _GROUPS]
         lengths_GS = np.stack(lengths).astype(np.int64)
-        indptr, ids_N, places_N = read_runs(
-            planes, _GROUPS, lengths_GS, previous_S=previous_S, order=self.order
-        )
+        for name, lengths_S in zip(_GROUPS, lengths_GS, strict=True):
+            expect_length(name, planes[name].data, int(lengths_S.sum()))
         repeated = decode_shorts(planes, "count", length=int(lengths_GS[0].sum()))
-        counts_N = np.empty(len(ids_N), dtype=np.int32)
-        bad = _place_counts(indptr, places_N, lengths_GS[0], repeated, self.rounds, counts_N)
-        if bad >= 0:
-            raise CorruptShardError(
-                "counts of a position do not sum to n",
-                where=f"position {bad}",
-                expected=self.rounds,
-            )
+        indptr = np.concatenate([[0], np.cumsum(lengths_GS.sum(axis=0))])
+        ids_N, counts_N = np.empty((2, indptr[-1]), dtype=np.int32)
+        status, row = _decode(
+            lengths_GS,
+            previous_S,
+            (self.order.token_of, self.order.successors.first_V1),
+            tuple(read_stream(planes, name) for name in _GROUPS),
+            repeated,
+            self.rounds,
+            indptr,
+            ids_N,
+            counts_N,
+        )
+        if status:
+            what, expected = _WRONG[status]
+            raise CorruptShardError(what, where=f"position {row}", expected=expected)
         logprobs = np.log(np.arange(1, counts_N.max(initial=1) + 1) / self.rounds)[counts_N - 1]
         return SparseSignal.from_arrays(self.selection, indptr, ids_N, logprobs, counts_N=counts_N)
 
@@ -97,26 +116,40 @@ class CountsCodec(SignalCodec):
 
 
 @kernel
-def _place_counts(
-    indptr: NDArray[Any],
-    places_N: NDArray[Any],
-    repeats_S: NDArray[Any],
+def _decode(
+    lengths_GS: NDArray[Any],
+    previous_S: NDArray[Any],
+    order: tuple[NDArray[Any], ...],
+    runs: tuple[tuple[NDArray[Any], ...], ...],
     repeated: NDArray[Any],
     rounds: int,
+    indptr: NDArray[Any],
+    ids_N: NDArray[Any],
     counts_N: NDArray[Any],
-) -> int:
-    """The first position whose counts do not sum to ``rounds``, or -1."""
-    at = 0
-    for s in range(len(repeats_S)):
-        first_single = indptr[s] + repeats_S[s]
-        left = rounds - (indptr[s + 1] - first_single)
-        for j in range(indptr[s], first_single):
-            count = int(repeated[at]) + 2
-            counts_N[indptr[s] + places_N[j]] = count
-            left -= count
-            at += 1
-        for j in range(first_single, indptr[s + 1]):
-            counts_N[indptr[s] + places_N[j]] = 1
+) -> tuple[int, int]:
+    """Status (0: fine, else see ``_WRONG``) and position; fills the entries in order of id."""
+    (token_of, first), (repeat, single) = order, runs
+    ids, places = id_buffers(indptr)
+    at, at_single, extra, single_extra, V = 0, 0, 0, 0, len(first) - 1
+    for s in range(len(previous_S)):
+        repeats, singles = lengths_GS[0, s], lengths_GS[1, s]
+        low, count = successors_of(previous_S[s], first)
+        extra = read_run(repeat, at, extra, repeats, token_of, V, low, count, ids, 0)
+        single_extra = read_run(
+            single, at_single, single_extra, singles, token_of, V, low, count, ids, repeats
+        )
+        if extra < 0 or single_extra < 0:
+            return BAD_RANK, s
+        if not place(ids, repeats + singles, places):
+            return TWICE, s
+        left = rounds - singles
+        for j in range(repeats + singles):
+            slot = indptr[s] + places[u(j)]
+            drawn = int(repeated[u(at + j)]) + 2 if j < repeats else 1
+            ids_N[u(slot)], counts_N[u(slot)] = ids[u(j)], drawn
+            left -= drawn if j < repeats else 0
         if left != 0:
-            return s
-    return -1
+            return BAD_SUM, s
+        at, at_single = at + repeats, at_single + singles
+    used = extra == len(repeat[1]) and single_extra == len(single[1])
+    return (0 if used else UNUSED), len(previous_S)

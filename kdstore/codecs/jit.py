@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
 
+u = np.uint64  # numba takes a signed index for one that may count from the end, at a third of speed
 F = TypeVar("F", bound=Callable[..., object])
 OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kdstore.codecs.jit import kernel
+from kdstore.codecs.jit import kernel, u
 from kdstore.errors import HeaderError
 from kdstore.hashing import sha256_hex
 
@@ -73,7 +73,7 @@ def slot_of(token: int, low: int, count: int, keys: NDArray[Any]) -> int:
     """
     size = 2 * count
     slot = ((token * 0x9E3779B1 & 0xFFFFFFFF) * size) >> 32
-    while keys[2 * low + slot] != token and keys[2 * low + slot] >= 0:
+    while keys[u(2 * low + slot)] != token and keys[u(2 * low + slot)] >= 0:
         slot = slot + 1 if slot + 1 < size else 0
     return 2 * low + slot
 

@@ -20,15 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.codecs.base import Positions, SignalCodec
-from kdstore.codecs.ids import Group, grouped_runs, read_runs
+from kdstore.codecs.ids import WRONG, Group, grouped_runs
 from kdstore.codecs.options import option
 from kdstore.codecs.planes import Plane, Planes, expect_length
 from kdstore.codecs.pps_kernels import (
+    BAD_EXACT,
     LEFT_OUT,
     MANY,
+    OFF_GRID,
     UNITS,
+    decode_positions,
     read_counts,
-    read_values,
     round_positions,
 )
 from kdstore.codecs.shorts import encode_shorts, read_stream, short_names
@@ -41,11 +43,11 @@ _REFUSED = {
     1: ("tail entries of a position have different weights", "one weight"),
     2: ("the entries of a position leave nothing to the largest", "entries that sum to one"),
 }
+_RUNS = ("top", "head", "tail")
 _WRONG = {
-    1: ("a code lies outside its grid", "codes of positive weights"),
-    2: ("decoded entries sum to more than one", "something left for the largest"),
-    3: ("exact values are no log-probabilities below one in all", "something for the largest"),
-    4: ("plane 'value' has more extra bytes than its codes ask for", "all bytes used"),
+    **WRONG,
+    OFF_GRID: ("a code lies outside its grid", "positive weights that leave the largest some"),
+    BAD_EXACT: ("exact values are no log-probabilities", "values that leave the largest some"),
 }
 
 
@@ -137,23 +139,21 @@ class PPSCodec(SignalCodec):
     def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
         """Entries that sum to one; ``tail_N`` marks the sampled ones."""
         counts = _read_counts(planes, len(previous_S))
-        indptr, ids_N, places_N = read_runs(
-            planes,
-            ("top", "head", "tail"),
-            counts.lengths_GS,
-            previous_S=previous_S,
-            order=self.order,
-        )
-        logprobs_N = np.empty(len(ids_N), dtype=np.float32)
-        tail_N = np.empty(len(ids_N), dtype=np.bool_)
-        status, row = read_values(
-            indptr,
-            places_N,
+        indptr = _bounds(counts.lengths_GS.sum(axis=0))
+        ids_N = np.empty(indptr[-1], dtype=np.int32)
+        logprobs_N = np.empty(indptr[-1], dtype=np.float32)
+        tail_N = np.empty(indptr[-1], dtype=np.bool_)
+        status, row = decode_positions(
             *counts,
+            previous_S,
+            (self.order.token_of, self.order.successors.first_V1),
+            tuple(read_stream(planes, name) for name in _RUNS),
             read_stream(planes, "value"),
             planes["weight"].data,
             np.frombuffer(planes["exact"].data, dtype="<f4"),
             self._tables(int(counts.lengths_GS[2].max(initial=0))),
+            indptr,
+            ids_N,
             logprobs_N,
             tail_N,
         )
@@ -208,6 +208,8 @@ def _read_counts(planes: Planes, num_scored: int) -> _Counts:
             expected="at least one entry a position, and counts that say what 'more' holds",
         )
     num_values, num_weights, num_exact = lengths
+    for name, lengths_S in zip(_RUNS, counts.lengths_GS, strict=True):
+        expect_length(name, planes[name].data, int(lengths_S.sum()))
     expect_length("value", planes["value"].data, num_values)
     expect_length("weight", planes["weight"].data, num_weights)
     expect_length("exact", planes["exact"].data, 4 * num_exact)

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdstore.codecs.jit import kernel
+from kdstore.codecs.ids import BAD_RANK, NEXT_STATUS, TWICE, UNUSED, read_run, successors_of
+from kdstore.codecs.jit import inlined, kernel, u
 from kdstore.codecs.shorts import ONE, read_long
+from kdstore.codecs.sorting import id_buffers, place
 
 HEAD_STEPS = 2  # grid of head values: tau / 2
 TAIL_STEPS = 3  # grid of the tail's mass: tau / 3
@@ -16,6 +18,7 @@ UNITS = HEAD_STEPS * TAIL_STEPS  # tau / 6, of which both are multiples
 HEAD_UNITS, TAIL_UNITS = UNITS // HEAD_STEPS, UNITS // TAIL_STEPS
 MANY = 15  # a count's nibble that says: more in the plane of that name
 TOP, HEAD, TAIL, LEFT_OUT = range(4)
+OFF_GRID, BAD_EXACT = NEXT_STATUS, NEXT_STATUS + 1
 _SLACK = 1e-3  # of a step: a float32 weight on the edge of its interval
 
 
@@ -41,14 +44,14 @@ def round_positions(
     for s in range(len(indptr) - 1):
         top, tails, log_weight = np.int64(-1), np.int64(0), np.float32(0)
         for i in range(indptr[s], indptr[s + 1]):
-            if tail[i]:
-                if tails and logprobs[i] != log_weight:
+            if tail[u(i)]:
+                if tails and logprobs[u(i)] != log_weight:
                     return 1, s
-                tails, log_weight = tails + 1, logprobs[i]
-            elif top < 0 or logprobs[i] > logprobs[top]:
+                tails, log_weight = tails + 1, logprobs[u(i)]
+            elif top < 0 or logprobs[u(i)] > logprobs[u(top)]:
                 top = np.int64(i)
         for i in range(indptr[s], indptr[s + 1]):
-            group_N[i] = TAIL if tail[i] else HEAD
+            group_N[u(i)] = TAIL if tail[u(i)] else HEAD
         if top < 0:
             continue
         group_N[top] = TOP
@@ -61,14 +64,14 @@ def round_positions(
         upward = (np.ceil(place) - place) * tau / TAIL_STEPS
         run = value_uniform[s]
         for i in range(indptr[s], indptr[s + 1]):
-            if not tail[i] and i != top:
-                value = np.exp(np.float64(logprobs[i])) / step
+            if not tail[u(i)] and i != top:
+                value = np.exp(np.float64(logprobs[u(i)])) / step
                 code = np.floor(value)
                 before = np.floor(run)
                 run += value - code
-                code_N[i] = np.int64(code + np.floor(run) - before)
-                if code_N[i] == 0:
-                    group_N[i] = LEFT_OUT
+                code_N[u(i)] = np.int64(code + np.floor(run) - before)
+                if code_N[u(i)] == 0:
+                    group_N[u(i)] = LEFT_OUT
                 left -= value * step
         upward += 0.0 if run == value_uniform[s] else step
         if left <= 0:
@@ -76,14 +79,14 @@ def round_positions(
         if not inside or left <= upward + 1e-6:
             exact_S[s] = True
             for i in range(indptr[s], indptr[s + 1]):
-                if group_N[i] == LEFT_OUT:
-                    group_N[i] = HEAD
+                if group_N[u(i)] == LEFT_OUT:
+                    group_N[u(i)] = HEAD
             continue
         weight_S[s] = np.uint8(np.floor(place + weight_uniform[s]))
         if tails == 1 and weight_S[s] == 0:
             for i in range(indptr[s], indptr[s + 1]):
-                if tail[i]:
-                    group_N[i] = LEFT_OUT
+                if tail[u(i)]:
+                    group_N[u(i)] = LEFT_OUT
     return 0, 0
 
 
@@ -124,75 +127,113 @@ def read_counts(
 
 
 @kernel
-def read_values(
-    indptr: NDArray[Any],
-    places_N: NDArray[Any],
+def decode_positions(
     lengths_GS: NDArray[Any],
     exact_S: NDArray[Any],
+    previous_S: NDArray[Any],
+    order: tuple[NDArray[Any], ...],
+    runs: tuple[tuple[NDArray[Any], ...], ...],
     values: tuple[NDArray[Any], ...],
     weights: NDArray[Any],
     exact: NDArray[Any],
     tables: tuple[NDArray[Any], ...],
+    indptr: NDArray[Any],
+    ids_N: NDArray[Any],
     logprobs_N: NDArray[Any],
     tail_N: NDArray[Any],
 ) -> tuple[int, int]:
-    """Status (0: fine, else see ``pps.py``) and position; entries go to their ``places_N``."""
-    codes, extra = values
+    """Status (0: fine, else see ``pps.py``) and position; fills the entries in order of id."""
+    (token_of, first), (top, head, tail) = order, runs
     log_mass, log_left, log_count = tables
-    at, at_extra, at_weight, at_exact = 0, 0, 0, 0
+    ids, places = id_buffers(indptr)
+    logprobs, V = np.empty(len(ids), dtype=np.float32), len(first) - 1
+    at_top, at_head, at_tail, at_value, at_weight, at_exact = 0, 0, 0, 0, 0, 0
+    top_extra, head_extra, tail_extra, value_extra = 0, 0, 0, 0
     for s in range(len(exact_S)):
-        heads, tails, first = lengths_GS[0, s] + lengths_GS[1, s], lengths_GS[2, s], indptr[s]
-        log_top, log_weight = 0.0, -log_count[tails]
+        tops, heads, tails = lengths_GS[0, s], lengths_GS[1, s], lengths_GS[2, s]
+        low, count = successors_of(previous_S[s], first)
+        top_extra = read_run(top, at_top, top_extra, tops, token_of, V, low, count, ids, 0)
+        head_extra = read_run(head, at_head, head_extra, heads, token_of, V, low, count, ids, tops)
+        heads += tops
+        tail_extra = read_run(tail, at_tail, tail_extra, tails, token_of, V, low, count, ids, heads)
+        if top_extra < 0 or head_extra < 0 or tail_extra < 0:
+            return BAD_RANK, s
+        at_top, at_head, at_tail = at_top + tops, at_head + heads - tops, at_tail + tails
+        log_weight, taken = -log_count[u(tails)], 0
         if exact_S[s]:
-            log_top, log_weight = read_exact(
-                exact[at_exact : at_exact + heads - 1 + (tails > 0)], heads, tails
-            )
-            if log_top == -np.inf:
-                return 3, s
-            for j in range(1, heads):
-                logprobs_N[first + places_N[first + j]] = exact[at_exact + j - 1]
-            at_exact += heads - 1 + (tails > 0)
-        elif heads:
-            taken = 0
+            stored = exact[at_exact : at_exact + heads - 1 + (tails > 0)]
+            log_weight = read_exact(stored, heads, tails, logprobs)
+            if log_weight > 0:
+                return BAD_EXACT, s
+            at_exact += len(stored)
+        elif tops:
             if tails:
-                code = int(weights[at_weight])
-                if code > TAIL_STEPS or (tails == 1 and code == 0):
-                    return 1, s
-                taken = TAIL_UNITS * (TAIL_STEPS * (tails - 1) + code)
-                if taken >= len(log_left):
-                    return 2, s
-                log_weight += log_mass[taken]
+                taken = tail_units(weights[u(at_weight)], tails)
+                if not 0 < taken < len(log_mass):
+                    return OFF_GRID, s
+                log_weight += log_mass[u(taken)]
                 at_weight += 1
-            for j in range(1, heads):
-                code = int(codes[at + j - 1])
-                if code >= ONE:
-                    code, at_extra = read_long(code, extra, at_extra)
-                if code <= 0:
-                    return 1, s
-                taken += HEAD_UNITS * code
-                if taken >= len(log_left):
-                    return 2, s
-                logprobs_N[first + places_N[first + j]] = log_mass[HEAD_UNITS * code]
-            at += heads - 1
-            log_top = log_left[taken]
-        if heads:
-            logprobs_N[first + places_N[first]] = log_top
-        for j in range(first, first + heads):
-            tail_N[first + places_N[j]] = False
-        for j in range(first + heads, indptr[s + 1]):
-            logprobs_N[first + places_N[j]], tail_N[first + places_N[j]] = log_weight, True
-    return (0 if at_extra == len(extra) else 4), len(exact_S)
+            taken, value_extra = read_heads(
+                values, at_value, value_extra, heads, taken, log_mass, logprobs
+            )
+            if taken < 0:
+                return OFF_GRID, s
+            logprobs[0] = log_left[u(taken)]
+            at_value += heads - 1
+        if not place(ids, heads + tails, places):
+            return TWICE, s
+        for j in range(heads + tails):
+            slot = indptr[s] + places[u(j)]
+            ids_N[u(slot)], tail_N[u(slot)] = ids[u(j)], j >= heads
+            logprobs_N[u(slot)] = logprobs[u(j)] if j < heads else log_weight
+    used = top_extra == len(top[1]) and head_extra == len(head[1]) and tail_extra == len(tail[1])
+    return (0 if used and value_extra == len(values[1]) else UNUSED), len(exact_S)
+
+
+@inlined
+def tail_units(weight: int, tails: int) -> int:
+    """The mass of a tail in units of tau / 6, or zero if there is no such weight."""
+    if weight > TAIL_STEPS:
+        return 0
+    return TAIL_UNITS * (TAIL_STEPS * (tails - 1) + int(weight))
+
+
+@inlined
+def read_heads(
+    values: tuple[NDArray[Any], ...],
+    at: int,
+    at_extra: int,
+    heads: int,
+    taken: int,
+    log_mass: NDArray[Any],
+    logprobs: NDArray[Any],
+) -> tuple[int, int]:
+    """Fills the heads but the largest; what they and ``taken`` take (-1: too much), next extra."""
+    codes, extra = values
+    for j in range(1, heads):
+        code = int(codes[u(at + j - 1)])
+        if code >= ONE:
+            code, at_extra = read_long(code, extra, at_extra)
+        taken += HEAD_UNITS * code
+        if code <= 0 or taken >= len(log_mass):
+            return -1, at_extra
+        logprobs[u(j)] = log_mass[u(HEAD_UNITS * code)]
+    return taken, at_extra
 
 
 @kernel
-def read_exact(values: NDArray[Any], heads: int, tails: int) -> tuple[float, float]:
-    """Logs of the largest head and of the tail's weight; -inf unless something is left."""
+def read_exact(values: NDArray[Any], heads: int, tails: int, logprobs: NDArray[Any]) -> float:
+    """Fills the heads of an exact position; the log of the tail's weight, or 1 if it has none."""
     left, log_weight = 1.0, 0.0
     for j in range(len(values)):
         value = np.float64(values[j])
         if not (value <= 0 and value > -np.inf):
-            return -np.inf, 0.0
-        if j == heads - 1:
+            return 1.0
+        if j < heads - 1:
+            logprobs[j + 1] = value
+            left -= np.exp(value)
+        else:
             log_weight = value
-        left -= np.exp(value) * (tails if j == heads - 1 else 1)
-    return (np.log(left) if left > 0 else -np.inf), log_weight
+            left -= tails * np.exp(value)
+    logprobs[0] = np.log(left) if left > 0 else 1.0
+    return log_weight if left > 0 else 1.0

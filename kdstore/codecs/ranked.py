@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.codecs.base import Positions, SignalCodec
-from kdstore.codecs.ids import NOWHERE, grouped_runs, read_runs
-from kdstore.codecs.jit import kernel
+from kdstore.codecs.ids import BAD_RANK, NOWHERE, TWICE, UNUSED, WRONG, grouped_runs, read_run
+from kdstore.codecs.jit import kernel, u
 from kdstore.codecs.planes import Plane, Planes, expect_length
-from kdstore.codecs.shorts import MISSING, decode_shorts, encode_shorts, short_names
+from kdstore.codecs.shorts import MISSING, decode_shorts, encode_shorts, read_stream, short_names
+from kdstore.codecs.sorting import id_buffers, place
 from kdstore.errors import CorruptShardError, SignalError
 from kdstore.signal import SparseSignal
 
@@ -83,15 +84,27 @@ class RankedCodec(SignalCodec):
         rest = decode_shorts(planes, "rest", length=S, none=True)
         classes = value_classes(rest, lengths)
         values, starts = _values(planes, classes, lengths)
-        nowhere = np.full(S, NOWHERE, np.int32)
-        indptr, ids_N, places_N = read_runs(
-            planes, ("id",), lengths[None], previous_S=nowhere, order=self.order
-        )
+        expect_length("id", planes["id"].data, int(lengths.sum()))
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
         rest_S = rest_values(rest)
         with np.errstate(divide="ignore"):
             log_kept_S = np.log(-np.expm1(rest_S))
-        logprobs_N = np.empty(len(ids_N), dtype=np.float32)
-        _place_values(indptr, places_N, values, classes, starts, log_kept_S, logprobs_N)
+        ids_N = np.empty(indptr[-1], dtype=np.int32)
+        logprobs_N = np.empty(indptr[-1], dtype=np.float32)
+        status, row = _decode(
+            read_stream(planes, "id"),
+            self.order.id_of_V,
+            values,
+            classes,
+            starts,
+            log_kept_S,
+            indptr,
+            ids_N,
+            logprobs_N,
+        )
+        if status:
+            what, expected = WRONG[status]
+            raise CorruptShardError(what, where=f"position {row}", expected=expected)
         return SparseSignal.from_arrays(self.selection, indptr, ids_N, logprobs_N, rest_S=rest_S)
 
 
@@ -124,25 +137,40 @@ def _values(
 
 
 @kernel
-def _place_values(
-    indptr: NDArray[Any],
-    places_N: NDArray[Any],
+def _decode(
+    stream: tuple[NDArray[Any], ...],
+    id_of_V: NDArray[Any],
     values: NDArray[Any],
     class_S: NDArray[Any],
     cursor: NDArray[Any],
     log_kept_S: NDArray[Any],
+    indptr: NDArray[Any],
+    ids_N: NDArray[Any],
     logprobs_N: NDArray[Any],
-) -> None:
-    """Fills log-probabilities that sum to what is kept; ``cursor``: each class's next value."""
+) -> tuple[int, int]:
+    """Status (0: fine, else see ``ids.WRONG``) and position; fills the entries in order of id.
+
+    ``cursor`` holds where each class's next value is. Entries sum to what is kept.
+    """
+    ids, places = id_buffers(indptr)
+    V, extra = len(id_of_V), 0
     for s in range(len(class_S)):
-        first, at = indptr[s], cursor[class_S[s]]
+        first, n, at = indptr[s], indptr[s + 1] - indptr[s], cursor[class_S[s]]
+        extra = read_run(stream, first, extra, n, id_of_V, V, 0, 0, ids, 0)
+        if extra < 0:
+            return BAD_RANK, s
+        if not place(ids, n, places):
+            return TWICE, s
         total = 0.0
-        for j in range(indptr[s + 1] - first):
-            total += _TABLE[values[at + j]]
+        for j in range(n):
+            total += _TABLE[u(values[u(at + j)])]
         scale = log_kept_S[s] - np.log(total)
-        for j in range(indptr[s + 1] - first):
-            logprobs_N[first + places_N[first + j]] = _LOG_TABLE[values[at + j]] + scale
-        cursor[class_S[s]] += indptr[s + 1] - first
+        for j in range(n):
+            slot = first + places[u(j)]
+            ids_N[u(slot)] = ids[u(j)]
+            logprobs_N[u(slot)] = _LOG_TABLE[u(values[u(at + j)])] + scale
+        cursor[class_S[s]] += n
+    return (0 if extra == len(stream[1]) else UNUSED), len(class_S)
 
 
 def rest_codes(rest_S: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdstore.codecs.jit import inlined, kernel
+from kdstore.codecs.jit import inlined, kernel, u
 
 _COUNTING = 128  # beyond this many ids sorting is faster than comparing all with all
 _LANES = 16
@@ -35,13 +35,13 @@ def place(ids: NDArray[Any], length: int, places: NDArray[Any]) -> bool:
         return _place_many(ids, length, places)
     width = (length + _LANES - 1) // _LANES * _LANES
     for j in range(length, width):
-        ids[j] = _PAST
+        ids[u(j)] = _PAST
     total = 0
     for i in range(length):
-        smaller, token = np.int32(0), ids[i]
+        smaller, token = np.int32(0), ids[u(i)]
         for j in range(width):
-            smaller += np.int32(ids[j] < token)
-        places[i] = smaller
+            smaller += np.int32(ids[u(j)] < token)
+        places[u(i)] = smaller
         total += int(smaller)
     return total == length * (length - 1) // 2
 
