@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,12 +112,14 @@ def codec_figures(scored: Scored, name: str, *, rounds: int) -> Iterator[tuple[s
     codec = codec_for(signal.selection, order=scored.order(), scalars=())
     groups, S = row_groups(scored, name, codec), len(signal)
     least = [least_work(codec, group) for group in groups]
+    pool = ThreadPoolExecutor(2)
     times = in_turns(
         {
             "zstd": lambda: [decompress(group) for group in groups],
             "decode": lambda: [decode(codec, group) for group in groups],
             "encode": lambda: [codec.encode(group.signal, group.positions) for group in groups],
             "least": lambda: [work() for work in least],
+            "threads": lambda: list(pool.map(lambda group: decode(codec, group), groups * 2)),
         },
         rounds=rounds,
     )
@@ -127,6 +130,8 @@ def codec_figures(scored: Scored, name: str, *, rounds: int) -> Iterator[tuple[s
     yield f"codec.decode.{short}.over_zstd", over, "times zstd's share"
     bound = np.median((times["zstd"] + times["least"]) / times["zstd"])
     yield f"codec.decode.{short}.least_over_zstd", bound, "times zstd's share"
+    scaling = np.median(2 * times["decode"] / times["threads"])
+    yield f"codec.decode.{short}.two_threads", scaling, "times one thread's speed"
     yield f"codec.zstd.{short}.positions_per_s", speeds["zstd"], "positions/s"
     yield f"codec.encode.{short}.positions_per_s", speeds["encode"], "positions/s"
 

@@ -15,14 +15,21 @@ import numpy as np
 
 u = np.uint64  # numba takes a signed index for one that may count from the end, at a third of speed
 F = TypeVar("F", bound=Callable[..., object])
-OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 def kernel(function: F) -> F:
     """The function, compiled by numba."""
-    return cast(F, numba.njit(**OPTIONS)(function))
+    return _compiled(function)
 
 
 def inlined(function: F) -> F:
     """A part of kernels, compiled into each: passing it arrays would cost more than its work."""
-    return cast(F, numba.njit(**OPTIONS, inline="always")(function))
+    return _compiled(function, inline="always")
+
+
+def _compiled(function: F, **options: Any) -> F:
+    options |= {"nogil": True, "error_model": "numpy"}
+    try:
+        return cast(F, numba.njit(cache=True, **options)(function))
+    except RuntimeError:  # nowhere to cache: a read-only installation without a home
+        return cast(F, numba.njit(**options)(function))
