@@ -8,6 +8,7 @@ that an upgrade does not block a resume.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -16,7 +17,8 @@ from kdstore.filesystem import Folder
 from kdstore.hashing import json_digest
 from kdstore.layout import AUDIT_SIGNAL, HEADER
 
-FORMAT_VERSION = "0.2"
+FORMAT_VERSION = "1.0"
+_VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
 KNOWN_FEATURES: frozenset[str] = frozenset()
 MAX_HEADER_BYTES = 1 << 24
 
@@ -71,13 +73,14 @@ class Header:
         version does not know.
         """
         content = parse_json_object(data, where=where)
-        _check_version(content.get("format_version"), where)
+        version = _checked_version(content.get("format_version"), where)
         header = cls(
             _object(content, "identity", where),
             _object(content, "plan", where),
             _checked_files(_object(content, "files", where), where),
             _features(content, "reader_features", where),
             _features(content, "writer_features", where),
+            version,
         )
         _check_features(header, where)
         header.check_fields(where)
@@ -164,22 +167,20 @@ def _first_difference(old: Any, new: Any, name: str) -> tuple[str, Any, Any] | N
     return None if old == new else (name, old, new)
 
 
-def _check_version(version: Any, where: str) -> None:
-    if version != FORMAT_VERSION:
+def _checked_version(version: Any, where: str) -> str:
+    """The version if its major number is ours: a later minor one names what it adds as features."""
+    match = _VERSION.fullmatch(version) if isinstance(version, str) else None
+    ours = int(FORMAT_VERSION.partition(".")[0])
+    if match is None or int(match[1]) != ours:
+        later = match is not None and int(match[1]) > ours
         raise HeaderError(
             f"format version {version!r} is not one that this kdstore reads",
             where=where,
-            expected=FORMAT_VERSION,
+            expected=f"major version {ours}, such as {FORMAT_VERSION}",
             got=version,
-            todo="install a newer kdstore" if _is_later(version) else "dump the store again",
+            todo="install a newer kdstore" if later else "dump the store again",
         )
-
-
-def _is_later(version: Any) -> bool:
-    try:
-        return tuple(map(int, str(version).split("."))) > tuple(map(int, FORMAT_VERSION.split(".")))
-    except ValueError:
-        return False
+    return str(version)
 
 
 def _features(content: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
