@@ -265,8 +265,8 @@ def _cell(table: pa.Table, name: str, index: int) -> Any:
     return scalar.as_py()
 
 
-def _span(cell: dict[str, Any]) -> Span:
-    if None in cell.values():
+def _span(cell: dict[str, Any] | None) -> Span:
+    if cell is None or None in cell.values():
         raise ValueError(f"a span has a null: {cell}")
     return Span(**cell)
 
