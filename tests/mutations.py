@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdstore.hashing import json_digest
 from kdstore.layout import commit_path
+from kdstore.pages import _COMPRESSED, _struct
 from tests.golden.arrays import store_names
 from tests.hostile import commit_bytes, edit_json, parquet_bytes, shard_file, with_cells
 
@@ -35,14 +38,14 @@ class Mutation:
     @property
     def hides(self) -> bool:
         """Whether digests were made anew, so that other content is not damage."""
-        return self.kind in ("cells", "identity", "fields")
+        return self.kind not in ("shard bytes", "file bytes")
 
 
 def mutation(seed: int) -> Mutation:
     """The mutation of a seed."""
     random = np.random.default_rng([seed, 20_251])
     names = [name for name in store_names() if "00000" not in name or random.random() < 0.1]
-    kind = str(random.choice(list(_KINDS), p=[0.3, 0.1, 0.4, 0.1, 0.1]))
+    kind = str(random.choice(list(_KINDS), p=[0.1, 0.1, 0.35, 0.15, 0.15, 0.08, 0.07]))
     store = names[random.integers(len(names))]
     return Mutation(store, kind, lambda path: _KINDS[kind](path, random))
 
@@ -125,6 +128,53 @@ def _other_cell(cell: Any, column: list[Any], random: Random) -> Any:
     return cell
 
 
+def _parquet(store: Path, random: Random) -> None:
+    """Bytes of the Parquet file, most often of its footer, committed with hashes that hold."""
+    folders = _folders(store)
+    folder, unit = folders[random.integers(len(folders))], int(random.integers(2))
+    data = shard_file(folder, unit).read_bytes()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    if random.random() < 0.3:
+        commit_bytes(folder, mutated_bytes(data[:start], random) + data[start:], unit)
+        return
+    footer = mutated_bytes(data[start:-8], random)
+    tail = len(footer).to_bytes(4, "little") + b"PAR1"
+    commit_bytes(folder, data[:start] + footer + tail, unit)
+
+
+def _pages(store: Path, random: Random) -> None:
+    """Bytes of a page before compression: levels, lengths and values, with right checksums."""
+    folders = _folders(store)
+    folder, unit = folders[random.integers(len(folders))], int(random.integers(2))
+    table = pq.read_table(shard_file(folder, unit))
+    data = parquet_bytes(table, compression="none")
+    metadata = pq.read_metadata(pa.BufferReader(data)).row_group(0)
+    column = metadata.column(int(random.integers(metadata.num_columns)))
+    start = column.data_page_offset
+    head, body = _struct(data, start, 1)
+    end = body + head[_COMPRESSED]
+    for _ in range(20):
+        page = mutated_bytes(data[body:end], random)[: end - body].ljust(end - body, b"\0")
+        old, new = (_zigzag_bytes(_signed(zlib.crc32(p))) for p in (data[body:end], page))
+        if len(old) == len(new) and old in data[start:body]:
+            header = data[start:body].replace(old, new)
+            commit_bytes(folder, data[:start] + header + page + data[end:], unit)
+            return
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 32) if value >> 31 else value
+
+
+def _zigzag_bytes(value: int) -> bytes:
+    """A number as Thrift's compact protocol has it."""
+    number, out = value << 1 if value >= 0 else (-value << 1) - 1, bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
+
+
 def _identity(store: Path, random: Random) -> None:
     """A field of the identity, with every digest made anew: commits and shards agree with it."""
     header = json.loads((store / "kdstore.json").read_text())
@@ -175,6 +225,8 @@ _KINDS: dict[str, Callable[[Path, Random], None]] = {
     "shard bytes": _shard_bytes,
     "file bytes": _file_bytes,
     "cells": _cells,
+    "parquet": _parquet,
+    "pages": _pages,
     "identity": _identity,
     "fields": _fields,
 }
