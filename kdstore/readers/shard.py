@@ -194,7 +194,7 @@ class ShardReader:
         try:
             check_footer(footer)
             file = CheckedParquet(folder.open_file(self.record.path), plain=True)
-            _check_schema(file.schema)
+            _check_schema(file.schema, self.decoder.signal)
             self._check_identity(file.schema)
         except StorageError:
             raise
@@ -235,17 +235,16 @@ def _covered_columns(columns: list[str], signal: str) -> dict[str, list[str]]:
     return hashes
 
 
-def _check_schema(schema: pa.Schema) -> None:
-    """ValueError unless each column has the type of its name, and no name comes twice."""
+def _check_schema(schema: pa.Schema, signal: str) -> None:
+    """ValueError unless columns that are read have the type of their name, and none comes twice."""
     if len(set(schema.names)) < len(schema.names):
         raise ValueError("two columns have one name")
-    for field in schema:
-        if field.name == ROW_HASH or field.name.endswith(f"/{ROW_HASH}"):
-            expected = pa.uint64()
-        else:
-            expected = PLAIN_COLUMNS.get(field.name, pa.large_binary())
-        if field.type != expected:
-            raise ValueError(f"column {field.name!r} has type {field.type}, not {expected}")
+    for column, covered in _covered_columns(schema.names, signal).items():
+        expected = {name: PLAIN_COLUMNS.get(name, pa.large_binary()) for name in covered}
+        for name, kind in {**expected, column: pa.uint64()}.items():
+            if schema.field(name).type != kind:
+                found = schema.field(name).type
+                raise ValueError(f"column {name!r} has type {found}, not {kind}")
 
 
 def _cell(table: pa.Table, name: str, index: int) -> Any:
