@@ -10,14 +10,15 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdstore.errors import HeaderError
 from kdstore.filesystem import Folder
-from kdstore.header import Header, parse_json_object
+from kdstore.header import MAX_HEADER_BYTES, Header, parse_json_object
 from kdstore.layout import (
     COMMITS,
     commit_path,
@@ -26,6 +27,7 @@ from kdstore.layout import (
     manifest_path,
     unit_of_commit,
 )
+from kdstore.parquet import MAX_FOOTER_BYTES, read_table
 
 _SCHEMA = pa.schema(
     [
@@ -42,6 +44,19 @@ _SCHEMA = pa.schema(
         ("commit", pa.string()),
     ]
 )
+
+
+_MOST = {
+    "bytes": 1 << 48,
+    "rows": (1 << 31) - 1,
+    "tokens": 1 << 48,
+    "scored": 1 << 48,
+    "footer_bytes": MAX_FOOTER_BYTES,
+}
+_MOST_OF_A_SUM = 1e300
+_NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+MAX_PART_BYTES = 1 << 32
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,12 +102,13 @@ class Commit:
             files = {file["role"]: file for file in content["files"]}
             record = {name: files["main"][name] for name in ShardRecord.__dataclass_fields__}
             commit = cls(
-                int(content["unit"]),
+                _checked(content["unit"], int),
                 _checked_record(record),
-                str(content["config_digest"]),
-                dict(content["statistics"]),
-                dict(content["provenance"]),
+                _checked(content["config_digest"], str),
+                _checked_statistics(_checked(content["statistics"], dict)),
+                _checked(content["provenance"], dict),
             )
+            _numbers({"padding_mass": commit.provenance.get("padding_mass", 0)})
         except (KeyError, TypeError, ValueError) as error:
             raise HeaderError(
                 "damaged commit", where=where, got=f"{type(error).__name__}: {error}"
@@ -101,12 +117,33 @@ class Commit:
 
 
 def _checked_record(record: dict[str, Any]) -> ShardRecord:
-    numbers = ("bytes", "rows", "tokens", "scored", "footer_bytes")
-    if any(not isinstance(record[name], int) or record[name] < 0 for name in numbers):
-        raise ValueError(f"a size or count is no number: {record}")
-    if not is_shard_path(str(record["path"])):
+    for name, most in _MOST.items():
+        if not 0 <= _checked(record[name], int) <= most:
+            raise ValueError(f"{name} is {record[name]}, not 0 to {most}")
+    if not is_shard_path(_checked(record["path"], str)):
         raise ValueError(f"{record['path']!r} is no path of a shard in the store")
+    for name in ("xxh3_128", "footer_xxh3"):
+        _checked(record[name], str)
     return ShardRecord(**record)
+
+
+def _checked_statistics(statistics: dict[str, Any]) -> dict[str, Any]:
+    sums = _checked(statistics.get("scalar_sums", {}), dict)
+    _numbers(sums)
+    _numbers({name: statistics.get(name, 0) for name in ("entries", "kept_mass", "audited")})
+    return statistics
+
+
+def _numbers(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if type(value) not in (int, float) or not abs(value) < _MOST_OF_A_SUM:
+            raise ValueError(f"{name} is no number: {value!r}")
+
+
+def _checked(value: Any, kind: type[T]) -> T:
+    if type(value) is not kind:
+        raise TypeError(f"a {kind.__name__} expected, found {value!r}")
+    return value
 
 
 def manifest_bytes(commits: Sequence[Commit]) -> bytes:
@@ -126,34 +163,33 @@ def manifest_bytes(commits: Sequence[Commit]) -> bytes:
 
 
 def read_manifest(data: bytes, *, where: str) -> list[Commit]:
-    """The commits of a manifest; HeaderError if it is damaged."""
+    """The commits of a manifest, in order of unit; HeaderError if it is damaged."""
     try:
-        texts = read_parquet(data)["commit"].to_pylist()
-    except (pa.ArrowException, KeyError, OSError) as error:
+        texts = read_table(data)["commit"].to_pylist()
+        commits = [_commit_of_row(text, where) for text in texts]
+        if any(one.unit >= other.unit for one, other in pairwise(commits)):
+            raise ValueError("units that do not ascend")
+    except HeaderError:
+        raise
+    except (pa.ArrowException, KeyError, OSError, ValueError, TypeError) as error:
         raise HeaderError(
             "cannot read the manifest",
             where=where,
             got=error,
             todo="remove it: the commits hold the same, and the next dump writes it again",
         ) from error
-    return [Commit.from_bytes((text or "").encode("utf-8"), where=where) for text in texts]
+    return commits
 
 
-def read_parquet(data: bytes) -> pa.Table:
-    """The table in a Parquet file's bytes, read by this thread alone.
-
-    ``pq.read_table`` leaves threads behind that hold the bytes; one that lets go while the
-    interpreter shuts down aborts the process (seen in 9 of 20 runs).
-    """
-    file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
-    return file.read(use_threads=False)
+def _commit_of_row(text: Any, where: str) -> Commit:
+    return Commit.from_bytes(_checked(text, str).encode("utf-8"), where=where)
 
 
 def read_part(folder: Folder, path: str) -> bytes:
-    """A file that every store has; HeaderError if this one lacks it."""
+    """A file that every store has; HeaderError if this one lacks it, or it is too large."""
     try:
-        return folder.read(path)
-    except FileNotFoundError as error:
+        data = folder.read(path, max_bytes=MAX_PART_BYTES)
+    except _NO_FILE as error:
         raise HeaderError(
             "the store lacks one of its files",
             where=folder.location(path),
@@ -161,6 +197,10 @@ def read_part(folder: Folder, path: str) -> bytes:
             got="no such file",
             todo="restore it from a copy of the store",
         ) from error
+    if len(data) > MAX_PART_BYTES:
+        where = folder.location(path)
+        raise HeaderError("file is too large", where=where, expected=f"at most {MAX_PART_BYTES}")
+    return data
 
 
 def load_commits(folder: Folder, header: Header) -> dict[int, Commit]:
@@ -174,11 +214,24 @@ def load_commits(folder: Folder, header: Header) -> dict[int, Commit]:
         listed = [unit_of_commit(name) for name in folder.names(COMMITS)]
         units = [unit for unit in listed if unit is not None and unit not in commits]
         paths = [commit_path(unit) for unit in units]
-        for unit, path, data in zip(units, paths, folder.read_many(paths), strict=True):
+        for unit, path, data in zip(units, paths, _read_commits(folder, paths), strict=True):
             commits[unit] = Commit.from_bytes(data, where=folder.location(path))
     for unit, commit in commits.items():
         _check_commit(commit, unit, header, where=folder.location(commit_path(unit)))
     return dict(sorted(commits.items()))
+
+
+def _read_commits(folder: Folder, paths: list[str]) -> list[bytes]:
+    try:
+        return folder.read_many(paths, max_bytes=MAX_HEADER_BYTES)
+    except _NO_FILE as error:
+        raise HeaderError(
+            "a commit cannot be read",
+            where=folder.location(COMMITS),
+            expected="files that stay",
+            got=error,
+            todo="restore it from a copy of the store, or run the same dump again",
+        ) from error
 
 
 def _latest_manifest(folder: Folder) -> dict[int, Commit]:
@@ -187,7 +240,7 @@ def _latest_manifest(folder: Folder) -> dict[int, Commit]:
     if latest is None:
         return {}
     path = manifest_path(latest)
-    commits = read_manifest(folder.read(path), where=folder.location(path))
+    commits = read_manifest(read_part(folder, path), where=folder.location(path))
     return {commit.unit: commit for commit in commits}
 
 

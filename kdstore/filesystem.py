@@ -64,15 +64,19 @@ class Folder:
         """The full name of a file, for messages."""
         return f"{self.url.rstrip('/')}/{path}"
 
-    def read(self, path: str) -> bytes:
-        """All bytes of a file; FileNotFoundError if there is none."""
+    def read(self, path: str, *, max_bytes: int | None = None) -> bytes:
+        """All bytes of a file, ``max_bytes`` + 1 of a larger one; FileNotFoundError if none."""
         with self._reading(path):
-            return bytes(self._fresh_fs.cat_file(self._at(path)))
+            fs, name = self._fresh_fs, self._at(path)
+            local = "file" in _protocols(fs)  # there a size is cheap, and a range takes its memory
+            if max_bytes is None or (local and fs.size(name) <= max_bytes):
+                return bytes(fs.cat_file(name))
+            return bytes(fs.cat_file(name, start=0, end=max_bytes + 1))
 
-    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+    def read_many(self, paths: Sequence[str], *, max_bytes: int | None = None) -> list[bytes]:
         """All bytes of several files, some at once: a remote read is mostly waiting."""
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            return list(pool.map(self.read, paths))
+            return list(pool.map(lambda path: self.read(path, max_bytes=max_bytes), paths))
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         """The bytes ``[start, end)`` of a file, as far as it has them."""

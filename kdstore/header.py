@@ -8,6 +8,7 @@ that an upgrade does not block a resume.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -16,9 +17,13 @@ from kdstore.filesystem import Folder
 from kdstore.hashing import json_digest
 from kdstore.layout import AUDIT_SIGNAL, HEADER
 
-FORMAT_VERSION = "0.2"
+FORMAT_VERSION = "1.0"
+_VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
+_FOREIGN = re.compile(r"[\x00-\x1f\\:]")  # of a drive, a URL, another system's folders
 KNOWN_FEATURES: frozenset[str] = frozenset()
 MAX_HEADER_BYTES = 1 << 24
+MAX_UNITS = 1 << 24
+MAX_SCALARS = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -71,22 +76,24 @@ class Header:
         version does not know.
         """
         content = parse_json_object(data, where=where)
-        _check_version(content.get("format_version"), where)
+        version = _checked_version(content.get("format_version"), where)
         header = cls(
             _object(content, "identity", where),
             _object(content, "plan", where),
             _checked_files(_object(content, "files", where), where),
             _features(content, "reader_features", where),
             _features(content, "writer_features", where),
+            version,
         )
         _check_features(header, where)
         header.check_fields(where)
-        if content.get("config_digest") != header.config_digest:
+        digest = _checked_digest(header, where)
+        if content.get("config_digest") != digest:
             raise HeaderError(
                 "the header's identity does not match its digest",
                 where=where,
                 expected=content.get("config_digest"),
-                got=header.config_digest,
+                got=digest,
                 todo="restore the file from a backup; it is never edited by hand",
             )
         return header
@@ -99,8 +106,8 @@ class Header:
 def read_header(folder: Folder) -> Header:
     """The header of the store in a folder; StoreNotFoundError if there is none."""
     try:
-        data = folder.read(HEADER)
-    except (FileNotFoundError, NotADirectoryError) as error:
+        data = folder.read(HEADER, max_bytes=MAX_HEADER_BYTES)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise StoreNotFoundError(
             "there is no store here",
             where=folder.url,
@@ -118,7 +125,7 @@ def parse_json_object(data: bytes, *, where: str) -> dict[str, Any]:
             "file is too large", where=where, expected=f"at most {MAX_HEADER_BYTES}", got=len(data)
         )
     try:
-        content = json.loads(data, parse_constant=_refuse_constant)
+        content = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise HeaderError("cannot read the JSON", where=where, got=error) from error
     if not isinstance(content, dict):
@@ -164,22 +171,21 @@ def _first_difference(old: Any, new: Any, name: str) -> tuple[str, Any, Any] | N
     return None if old == new else (name, old, new)
 
 
-def _check_version(version: Any, where: str) -> None:
-    if version != FORMAT_VERSION:
+def _checked_version(version: Any, where: str) -> str:
+    """The version if its major number is ours: a later minor one names what it adds as features."""
+    match = _VERSION.fullmatch(version) if isinstance(version, str) else None
+    ours = int(FORMAT_VERSION.partition(".")[0])
+    if match is None or int(match[1]) != ours:
+        major = re.match(r"[0-9]{1,9}(?=[.])", str(version))
+        later = major is not None and int(major[0]) > ours
         raise HeaderError(
             f"format version {version!r} is not one that this kdstore reads",
             where=where,
-            expected=FORMAT_VERSION,
+            expected=f"major version {ours}, such as {FORMAT_VERSION}",
             got=version,
-            todo="install a newer kdstore" if _is_later(version) else "dump the store again",
+            todo="install a newer kdstore" if later else "dump the store again",
         )
-
-
-def _is_later(version: Any) -> bool:
-    try:
-        return tuple(map(int, str(version).split("."))) > tuple(map(int, FORMAT_VERSION.split(".")))
-    except ValueError:
-        return False
+    return str(version)
 
 
 def _features(content: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
@@ -210,12 +216,37 @@ def _object(content: dict[str, Any], name: str, where: str) -> dict[str, Any]:
     return value
 
 
+def _checked_digest(header: Header, where: str) -> str:
+    try:
+        return header.config_digest
+    except (ValueError, RecursionError) as error:  # an infinite number, half a character, depth
+        raise HeaderError("the identity has no canonical JSON", where=where, got=error) from error
+
+
+def check_plan(header: Header, where: str) -> None:
+    """HeaderError unless the plan has a number of units, and the identity a seed."""
+    units, seed = header.plan.get("units"), header.identity.get("seed")
+    if type(units) is not int or not 0 <= units <= MAX_UNITS:
+        raise HeaderError(
+            "plan.units is no count", where=where, expected=f"0 to {MAX_UNITS}", got=units
+        )
+    if type(seed) is not int:
+        raise HeaderError("identity.seed is missing", where=where, expected="int", got=seed)
+
+
+def check_names(names: Any, *, what: str, where: str) -> None:
+    """HeaderError unless a list holds names, and not too many."""
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not named or len(names) > MAX_SCALARS or len(set(names)) < len(names):
+        raise HeaderError(
+            f"{what} are no names", where=where, expected=f"at most {MAX_SCALARS}, none twice"
+        )
+
+
 def _check_fields(header: Header, where: str) -> None:
-    units, signals = header.plan.get("units"), header.identity.get("signals")
-    vocab_size = header.identity.get("vocab_size")
-    if not isinstance(units, int) or units < 0:
-        raise HeaderError("plan.units is no count", where=where, expected="an integer", got=units)
-    if not isinstance(vocab_size, int) or not 0 < vocab_size <= 1 << 24:
+    check_plan(header, where)
+    signals, vocab_size = header.identity.get("signals"), header.identity.get("vocab_size")
+    if type(vocab_size) is not int or not 0 < vocab_size <= 1 << 24:
         raise HeaderError(
             "identity.vocab_size is no vocabulary size",
             where=where,
@@ -223,15 +254,18 @@ def _check_fields(header: Header, where: str) -> None:
             got=vocab_size,
         )
     _check_signals(signals, where)
-    for name in ("plan_digest", "id_order_digest", "vocab_digest", "tokenizer_digest", "seed"):
-        if name not in header.identity:
-            raise HeaderError(f"identity.{name} is missing", where=where, expected=name, got=None)
+    for name in ("plan_digest", "id_order_digest", "vocab_digest", "tokenizer_digest"):
+        value = header.identity.get(name)
+        if not isinstance(value, str):
+            raise HeaderError(
+                f"identity.{name} is missing", where=where, expected="a digest", got=value
+            )
 
 
 def _checked_files(files: dict[str, Any], where: str) -> dict[str, str]:
     for path, digest in files.items():
-        parts = path.split("/")
-        if not isinstance(digest, str) or any(part in ("", ".", "..") for part in parts):
+        leaves = any(part in ("", ".", "..") for part in path.split("/"))
+        if not isinstance(digest, str) or leaves or _FOREIGN.search(path):
             raise HeaderError(
                 "the header names a file that leaves the store",
                 where=where,
@@ -255,3 +289,5 @@ def _check_signals(signals: Any, where: str) -> None:
                     expected=f"signals.{name}.{field_name}, a {kind.__name__}",
                     got=value,
                 )
+        scalars = signal["scalars"] if isinstance(signal, dict) else None
+        check_names(scalars, what=f"signals.{name}.scalars", where=where)

@@ -16,10 +16,10 @@ MAIN_SIGNAL = "main"
 AUDIT_SIGNAL = "audit"
 ROW_HASH = "row_hash"
 
-_SHARD = re.compile(r"^data/part-\d{6,}-[0-9a-f]{8}\.parquet$")
-_PARTIAL = re.compile(r"(^|/)\.[^/]+\.[0-9a-f]{8}\.partial$")
-_COMMIT = re.compile(r"^(\d{6,})\.json$")
-_MANIFEST = re.compile(r"^manifest-(\d{6,})\.parquet$")
+_SHARD = re.compile(r"data/part-[0-9]{6,18}-[0-9a-f]{8}\.parquet")
+_PARTIAL = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{8}\.partial", re.DOTALL)
+_COMMIT = re.compile(r"([0-9]{6,18})\.json")
+_MANIFEST = re.compile(r"manifest-([0-9]{6,18})\.parquet")
 _OVERLAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -30,12 +30,12 @@ def shard_path(unit: int, attempt: str) -> str:
 
 def is_shard_path(path: str) -> bool:
     """Whether a path from a commit is one that a writer gives, inside the store."""
-    return _SHARD.match(path) is not None
+    return _SHARD.fullmatch(path) is not None
 
 
 def is_partial(path: str) -> bool:
     """Whether a path is that of a file which was still being written."""
-    return _PARTIAL.search(path) is not None
+    return _PARTIAL.fullmatch(path) is not None
 
 
 def commit_path(unit: int) -> str:
@@ -45,8 +45,8 @@ def commit_path(unit: int) -> str:
 
 def unit_of_commit(name: str) -> int | None:
     """The unit whose commit has this file name; None for any other file."""
-    match = _COMMIT.match(name)
-    return int(match[1]) if match else None
+    match = _COMMIT.fullmatch(name)
+    return int(match[1]) if match and commit_path(int(match[1])).endswith(f"/{name}") else None
 
 
 def manifest_path(count: int) -> str:
@@ -56,8 +56,8 @@ def manifest_path(count: int) -> str:
 
 def count_of_manifest(name: str) -> int | None:
     """How many commits the manifest of this name holds; None for any other file."""
-    match = _MANIFEST.match(name)
-    return int(match[1]) if match else None
+    match = _MANIFEST.fullmatch(name)
+    return int(match[1]) if match and manifest_path(int(match[1])) == name else None
 
 
 def overlay_path(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from kdstore.commit import Commit, load_commits
 from kdstore.errors import HeaderError
 from kdstore.filesystem import Folder
-from kdstore.header import Header
+from kdstore.header import MAX_HEADER_BYTES, Header, check_names, check_plan
 from kdstore.layout import OVERLAY_HEADER, OVERLAYS, is_overlay_name, overlay_path
 
 _FIELDS = {
@@ -23,7 +23,6 @@ _FIELDS = {
     "draw": int,
     "scalars": list,
     "columns": list,
-    "seed": int,
 }
 
 
@@ -47,19 +46,14 @@ class OverlayHeader(Header):
 
     def check_fields(self, where: str) -> None:
         """HeaderError unless plan and identity have what a reader needs."""
-        units = self.plan.get("units")
-        if not isinstance(units, int) or units < 0:
-            raise HeaderError(
-                "plan.units is no count", where=where, expected="an integer", got=units
-            )
         for name, kind in _FIELDS.items():
             value = self.identity.get(name)
-            if not isinstance(value, kind):
+            if type(value) is not kind:
                 raise HeaderError(
                     f"identity.{name} is missing", where=where, expected=kind.__name__, got=value
                 )
-        if not all(isinstance(name, str) for name in self.identity["scalars"]):
-            raise HeaderError("identity.scalars are no names", where=where, got=self.scalars)
+        check_plan(self, where)
+        check_names(self.identity["scalars"], what="identity.scalars", where=where)
         if self.draw < 0 or (self.draw > 0) == bool(self.scalars):
             raise HeaderError(
                 "an overlay holds a draw or scalars",
@@ -105,8 +99,8 @@ def read_overlay(folder: Folder, name: str, header: Header) -> Overlay | None:
     inner = folder.within(overlay_path(name))
     where = inner.location(OVERLAY_HEADER)
     try:
-        data = inner.read(OVERLAY_HEADER)
-    except (FileNotFoundError, NotADirectoryError):
+        data = inner.read(OVERLAY_HEADER, max_bytes=MAX_HEADER_BYTES)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
     found = OverlayHeader.from_bytes(data, where=where)
     expected = (header.config_digest, header.num_units)

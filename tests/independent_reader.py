@@ -1,7 +1,5 @@
 """A reader of stores made from docs/format.md alone: numpy and pyarrow, nothing of kdstore."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -14,44 +12,49 @@ STARTS = ((192, 192, 1), (248, 14_528, 2), (254, 407_744, 3))  # code, value, ex
 
 
 class Reader:
-    """Samples of a store: dicts with the plain columns, ``positions`` and decoded arrays."""
+    """Samples as dicts: plain columns, ``positions``, and arrays of a signal or an overlay."""
 
-    def __init__(self, url: str | Path) -> None:
-        self.root = Path(url)
-        self.header = json.loads((self.root / "kdstore.json").read_text())
-        table = ipc.open_file(str(self.root / "idorder.arrow")).read_all()
-        self.order = table["id"].to_numpy()
-        self.successors = table["successors"].to_pylist()
-        self.signal = self.header["identity"]["signals"]["main"]
-        options = self.signal["selection"].partition(":")[2]
-        self.options = dict(option.split("=") for option in options.split(",") if option)
+    def __init__(self, url: str | Path, *, signal: str = "main", overlay: str = "") -> None:
+        self.folders, self.prefix = [Path(url)], f"signal/{signal}/"
+        identity = self.identity(self.folders[0] / "kdstore.json")
+        table = ipc.open_file(str(self.folders[0] / "idorder.arrow")).read_all()
+        self.order, self.successors = table["id"].to_numpy(), table["successors"].to_pylist()
+        self.signal = identity["signals"][signal]
+        options = self.signal["selection"].partition(":")[2].split(",")
+        self.options = dict(option.split("=") for option in options if option)
+        if overlay:
+            self.folders.append(self.folders[0] / "overlays" / overlay)
+            self.signal = self.identity(self.folders[1] / "overlay.json")
         self.decode = getattr(self, self.signal["codec"].split("/")[0])
 
     def __iter__(self):
-        for commit in sorted((self.root / "commits").iterdir()):
+        for rows in zip(*map(self.rows, self.folders), strict=True):
+            yield self.sample(rows[0], rows[-1])
+
+    def identity(self, path):
+        header = json.loads(path.read_text())
+        assert header["format_version"].split(".")[0] == "1"
+        return header["identity"]
+
+    def rows(self, folder):
+        for commit in sorted((folder / "commits").iterdir()):
             files = json.loads(commit.read_text())["files"]
             path = next(file["path"] for file in files if file["role"] == "main")
-            for row in pq.read_table(self.root / path).to_pylist():
-                yield self.sample(row)
+            yield from pq.read_table(folder / path).to_pylist()
 
-    def sample(self, row):
+    def sample(self, row, added):
         self.cells = {
-            name.removeprefix("signal/main/"): np.frombuffer(cell, np.uint8)
-            for name, cell in row.items()
-            if name.startswith("signal/main/")
+            name.removeprefix(self.prefix): np.frombuffer(cell, np.uint8)
+            for name, cell in added.items()
+            if name.startswith(self.prefix) and isinstance(cell, bytes)
         }
         runs = self.cells["runs"].view("<i4").reshape(-1, 2)
-        positions = np.concatenate([np.arange(a, b) for a, b in runs] or [np.zeros(0, int)])
-        self.previous = np.array(row["input_ids"], int)[positions - 1]
-        entries, rest = self.decode(len(positions))
-        for entry in entries:
-            entry.sort()
-        row["positions"] = positions
+        row["positions"] = np.concatenate([np.arange(a, b) for a, b in runs] or [np.zeros(0, int)])
+        self.previous = np.array(row["input_ids"], int)[row["positions"] - 1]
+        entries, row["rest"] = self.decode(len(self.previous))
+        flat = [one for entry in entries for one in sorted(entry)]
         row["indptr"] = np.cumsum([0, *map(len, entries)])
-        row["ids"] = np.array([token for entry in entries for token, *_ in entry], int)
-        row["logprobs"] = np.array([value for entry in entries for _, value, *_ in entry])
-        row["tail"] = np.array([tail for entry in entries for *_, tail in entry], bool)
-        row["rest"] = rest
+        row["ids"], row["logprobs"], row["tail"] = np.array(flat or np.zeros((0, 3))).T
         row["scalars"] = {name: self.scalar(name) for name in self.signal["scalars"]}
         return row
 
@@ -73,12 +76,9 @@ class Reader:
         """The ids of each run."""
         gaps, runs, at = self.shorts(name), [], 0
         for s, length in enumerate(lengths):
-            first = self.successors[self.previous[s]] if after_previous else None
-            first = first or []
-            ranks = np.cumsum(gaps[at : at + length] + 1) - 1
-            runs.append(
-                [first[r] if r < len(first) else int(self.order[r - len(first)]) for r in ranks]
-            )
+            first = (self.successors[self.previous[s]] if after_previous else None) or []
+            ranks, k = np.cumsum(gaps[at : at + length] + 1) - 1, len(first)
+            runs.append([first[r] if r < k else int(self.order[r - k]) for r in ranks])
             at += length
         return runs
 
@@ -92,10 +92,8 @@ class Reader:
         entries = []
         for s, ids in enumerate(self.runs("id", lengths, after_previous=False)):
             values = table[[next(planes[classes[s]]) for _ in ids]]
-            scale = np.log(-np.expm1(rest[s])) - np.log(values.sum())
-            entries.append(
-                [(i, np.log(v) + scale, False) for i, v in zip(ids, values, strict=True)]
-            )
+            values = np.log(values) + np.log(-np.expm1(rest[s])) - np.log(values.sum() or 1)
+            entries.append([(i, v, False) for i, v in zip(ids, values, strict=True)])
         return entries, rest
 
     def pps(self, num):
@@ -138,12 +136,14 @@ class Reader:
         entries = [[(i, v, False) for i, v in enumerate(row) if v > -np.inf] for row in halves]
         return entries, np.full(num, -np.inf)
 
+    def scalars(self, num):
+        return [[] for _ in range(num)], np.full(num, -np.inf)
+
     def scalar(self, name):
         if name not in ("label_logprob", "label_rank", "entropy"):
             return self.fixed(name, "<f4")
         codes = self.shorts(name)
         ranks = np.append(np.arange(256), 255 * 1.05 ** np.arange(1, 242))
         levels = ranks if name == "label_rank" else np.arange(65536) / 64
-        return np.where(codes == NONE, np.inf, levels[codes]) * (
-            -1 if name == "label_logprob" else 1
-        )
+        values = np.where(codes == NONE, np.inf, levels[codes])
+        return -values if name == "label_logprob" else values

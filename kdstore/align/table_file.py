@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from kdstore.align.vocabulary import TokenFlag
+from kdstore.arrowfile import read_ipc
 from kdstore.errors import HeaderError
 from kdstore.hashing import canonical_json
 
@@ -83,10 +84,9 @@ def dump_arrow(table: pa.Table) -> bytes:
 def load_arrow(data: bytes, *, where: Any = None) -> pa.Table:
     """The Arrow table of a file's bytes, unchecked; ``HeaderError`` if it is no Arrow file."""
     try:
-        table = pa.ipc.open_file(data).read_all()
-        table.validate(full=True)
+        table = read_ipc(data)
         _ = table.schema.names  # decodes them, so that a damaged name is found here
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         what = "a token table that is no readable Arrow file"
         raise HeaderError(what, where=where, got=error, todo=_TODO) from error
     return table
@@ -95,7 +95,7 @@ def load_arrow(data: bytes, *, where: Any = None) -> pa.Table:
 def _parse_header(schema: pa.Schema, where: Any) -> dict[str, Any]:
     try:
         header = json.loads((schema.metadata or {})[_METADATA_KEY])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         what = "not a token table: its Arrow metadata has no readable 'kdstore' entry"
         raise HeaderError(what, where=where, todo=_TODO) from error
     return header if isinstance(header, dict) else {}

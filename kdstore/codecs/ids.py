@@ -25,7 +25,7 @@ NOWHERE = -1  # a previous token that is none: ranks go by the whole vocabulary
 
 BAD_RANK, TWICE, UNUSED, NEXT_STATUS = range(1, 5)  # what a decoding kernel finds wrong
 WRONG = {
-    BAD_RANK: ("a rank lies outside the id order, or extra bytes run out", "ids of the vocabulary"),
+    BAD_RANK: ("an id outside the vocabulary, or too few extra bytes", "ranks of the id order"),
     TWICE: ("a position has the same token id twice", "distinct ids"),
     UNUSED: ("a plane has more extra bytes than its codes ask for", "extra bytes that are used"),
 }

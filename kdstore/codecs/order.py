@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from kdstore.arrowfile import read_ipc
 from kdstore.codecs.jit import kernel, u
 from kdstore.errors import HeaderError
 from kdstore.hashing import sha256_hex
@@ -150,7 +151,7 @@ class IdOrder:
     def from_bytes(cls, data: bytes, *, expected_digest: str, where: str) -> IdOrder:
         """The order in an Arrow IPC file; HeaderError unless it is the one the header names."""
         try:
-            table = pa.ipc.open_file(pa.BufferReader(data)).read_all().combine_chunks()
+            table = read_ipc(data).combine_chunks()
             ids = table["id"].cast(pa.int32()).to_numpy()
             lists = table["successors"].combine_chunks().cast(pa.list_(pa.int32()))
             first = lists.offsets.to_numpy().astype(np.int64)

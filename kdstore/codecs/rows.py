@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
-from numpy.typing import NDArray
 
 from kdstore.codecs.planes import Plane
-from kdstore.errors import CorruptShardError
+from kdstore.errors import CorruptShardError, InputError
 from kdstore.hashing import canonical_json
 from kdstore.sample import Sample, Span
 
@@ -31,11 +29,21 @@ PLAIN_COLUMNS = {
     "messages": pa.string(),
     "metadata": pa.string(),
 }
+MAX_SPANS = 1 << 20  # of a sample
+MAX_JSON_CHARS = 1 << 26  # of messages, or of metadata
 _NULL = (1 << 64) - 1
 
 
 def plain_arrays(samples: Sequence[Sample]) -> dict[str, pa.Array]:
-    """The plain columns of samples as Arrow arrays."""
+    """The plain columns of samples as Arrow arrays; InputError for what no reader would read."""
+    for sample in samples:
+        if len(sample.spans) > MAX_SPANS:
+            raise InputError(
+                "a sample has too many spans",
+                where=f"sample {sample.sample_id!r}",
+                expected=f"at most {MAX_SPANS}",
+                got=len(sample.spans),
+            )
     ids = [sample.input_ids_T for sample in samples]
     flat = np.concatenate(ids) if ids else np.zeros(0, np.int32)
     offsets = np.cumsum([0, *map(len, ids)]).astype(np.int32)
@@ -81,20 +89,18 @@ def decode_runs(
         raise CorruptShardError(
             "plane 'runs' holds no pairs", expected="8 bytes a run", got=len(cell)
         )
-    bounds: NDArray[np.int32] = np.frombuffer(cell, dtype="<i4")
-    runs = tuple((int(start), int(end)) for start, end in bounds.reshape(-1, 2))
+    bounds = np.frombuffer(cell, dtype="<i4").astype(np.int64)
+    steps = np.diff(bounds)
     ascending = len(bounds) == 0 or (bounds[0] >= 1 and bounds[-1] <= num_tokens)
-    ascending = ascending and all(start < end for start, end in runs)
-    ascending = ascending and all(a[1] <= b[0] for a, b in pairwise(runs))
-    covered = sum(end - start for start, end in runs)
-    if not ascending or num_scored not in (None, covered):
+    ascending = ascending and bool((steps[::2] > 0).all() and (steps[1::2] >= 0).all())
+    if not ascending or num_scored not in (None, int(steps[::2].sum())):
         raise CorruptShardError(
             "scored runs do not fit the sample",
             expected=f"{'some' if num_scored is None else num_scored} positions "
             f"within [1, {num_tokens})",
-            got=runs[:4],
+            got=bounds[:8].tolist(),
         )
-    return runs
+    return tuple((start, end) for start, end in bounds.reshape(-1, 2).tolist())
 
 
 def row_hash(columns: Iterable[str], cells: Mapping[str, Any]) -> int:
@@ -126,4 +132,11 @@ def cell_bytes(cell: Any) -> bytes | None:
 
 
 def _json_text(value: Any) -> str | None:
-    return None if value is None else json.dumps(value, ensure_ascii=False)
+    text = None if value is None else json.dumps(value, ensure_ascii=False)
+    if text is not None and len(text) > MAX_JSON_CHARS:
+        raise InputError(
+            "messages or metadata of a sample are too large",
+            expected=f"at most {MAX_JSON_CHARS} characters of JSON",
+            got=f"{len(text)}: {text[:40]} …",
+        )
+    return text

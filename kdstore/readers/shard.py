@@ -19,12 +19,21 @@ import xxhash
 
 from kdstore.codecs.base import SignalCodec
 from kdstore.codecs.planes import Plane
-from kdstore.codecs.rows import PLAIN_COLUMNS, RUNS, decode_runs, encode_runs, row_hash
+from kdstore.codecs.rows import (
+    MAX_JSON_CHARS,
+    MAX_SPANS,
+    PLAIN_COLUMNS,
+    RUNS,
+    decode_runs,
+    encode_runs,
+    row_hash,
+)
 from kdstore.commit import ShardRecord
 from kdstore.errors import CorruptShardError, KDStoreError, StorageError
 from kdstore.filesystem import Folder
 from kdstore.header import Header, parse_json_object
 from kdstore.layout import MAIN_SIGNAL, ROW_HASH, hash_column, signal_column
+from kdstore.parquet import CheckedParquet, check_footer
 from kdstore.sample import Sample, Span
 from kdstore.signal import SparseSignal
 
@@ -34,6 +43,7 @@ RESTORE = (
 )
 T = TypeVar("T")
 _NULLABLE = ("text", "messages", "metadata")
+_JSON_TYPES = {"messages": list, "metadata": dict}
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError)
 
 
@@ -59,11 +69,11 @@ class RowDecoder:
         sample = Sample(
             sample_id=cells["sample_id"],
             input_ids_T=ids,
-            spans=tuple(Span(**span) for span in cells["spans"]),
+            spans=tuple(map(_span, cells["spans"])),
             runs=runs,
             text=cells.get("text"),
-            messages=_json(cells.get("messages")),
-            metadata=_json(cells.get("metadata")),
+            messages=_json(cells, "messages"),
+            metadata=_json(cells, "metadata"),
         )
         return replace(sample, signal=self.codec.decode(planes, sample.previous_S))
 
@@ -83,25 +93,24 @@ class ShardReader:
         self.record, self.decoder = record, decoder
         self.where = folder.location(record.path)
         self._file = self._open(folder)
-        self._hashes = _covered_columns(self._file.schema_arrow.names, decoder.signal)
-        rows = [self._file.metadata.row_group(g).num_rows for g in range(self.num_row_groups)]
-        self.first_rows = np.cumsum([0, *rows])
+        self._hashes = _covered_columns(self._file.schema.names, decoder.signal)
+        self.first_rows = np.cumsum([0, *self._file.group_rows])
         if int(self.first_rows[-1]) != record.rows:
             raise self._corrupt("row count", expected=record.rows, got=int(self.first_rows[-1]))
 
     @property
     def num_row_groups(self) -> int:
         """Row groups in the file."""
-        return int(self._file.num_row_groups)
+        return len(self._file.group_rows)
 
     @property
     def metadata(self) -> pq.FileMetaData:
         """The Parquet footer."""
-        return self._file.metadata
+        return self._file.file.metadata
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close(force=True)
+        self._file.close()
 
     def row_group(self, group: int) -> pa.Table:
         """One row group without the columns of other signals.
@@ -112,7 +121,7 @@ class ShardReader:
             name for column, covered in self._hashes.items() for name in (*covered, column)
         )
         try:
-            return self._file.read_row_group(group, columns=list(columns), use_threads=False)
+            return self._file.read_group(group, list(columns))
         except StorageError:
             raise
         except _READ_ERRORS as error:
@@ -121,7 +130,8 @@ class ShardReader:
     def column(self, name: str) -> list[Any]:
         """All values of one plain column, without the signals."""
         try:
-            values: list[Any] = self._file.read(columns=[name], use_threads=False)[name].to_pylist()
+            groups = [self._file.read_group(g, [name]) for g in range(self.num_row_groups)]
+            values = [value for group in groups for value in group[name].to_pylist()]
         except StorageError:
             raise
         except _READ_ERRORS as error:
@@ -174,25 +184,26 @@ class ShardReader:
             raise self._corrupt("the shard is missing", expected="the committed file") from error
         if size != self.record.bytes:
             raise self._corrupt("the shard's size differs", expected=self.record.bytes, got=size)
-        footer = folder.read_range(self.record.path, size - self.record.footer_bytes, size)
+        footer_bytes = min(self.record.footer_bytes, size)
+        footer = folder.read_range(self.record.path, size - footer_bytes, size)
         digest = xxhash.xxh3_64_hexdigest(footer)
         if digest != self.record.footer_xxh3:
             raise self._corrupt(
                 "the shard's footer differs", expected=self.record.footer_xxh3, got=digest
             )
         try:
-            file = pq.ParquetFile(
-                folder.open_file(self.record.path), page_checksum_verification=True
-            )
-            self._check_identity(file)
+            check_footer(footer)
+            file = CheckedParquet(folder.open_file(self.record.path), plain=True)
+            _check_schema(file.schema, self.decoder.signal)
+            self._check_identity(file.schema)
         except StorageError:
             raise
         except _READ_ERRORS as error:
             raise self._corrupt("cannot open the shard", got=error) from error
         return file
 
-    def _check_identity(self, file: pq.ParquetFile) -> None:
-        content = parse_json_object(file.schema_arrow.metadata[b"kdstore"], where=self.where)
+    def _check_identity(self, schema: pa.Schema) -> None:
+        content = parse_json_object(schema.metadata[b"kdstore"], where=self.where)
         digest = self.decoder.header.config_digest
         if content.get("config_digest") != digest:
             raise self._corrupt(
@@ -224,17 +235,39 @@ def _covered_columns(columns: list[str], signal: str) -> dict[str, list[str]]:
     return hashes
 
 
+def _check_schema(schema: pa.Schema, signal: str) -> None:
+    """ValueError unless columns that are read have the type of their name, and none comes twice."""
+    if len(set(schema.names)) < len(schema.names):
+        raise ValueError("two columns have one name")
+    for column, covered in _covered_columns(schema.names, signal).items():
+        expected = {name: PLAIN_COLUMNS.get(name, pa.large_binary()) for name in covered}
+        for name, kind in {**expected, column: pa.uint64()}.items():
+            if schema.field(name).type != kind:
+                found = schema.field(name).type
+                raise ValueError(f"column {name!r} has type {found}, not {kind}")
+
+
 def _cell(table: pa.Table, name: str, index: int) -> Any:
     scalar = table.column(name)[index]
-    if not scalar.is_valid and name not in _NULLABLE:
-        raise ValueError(f"column {name!r} is null")
+    if not scalar.is_valid:
+        if name not in _NULLABLE:
+            raise ValueError(f"column {name!r} is null")
+        return None
     if name == "input_ids":
-        return scalar.values.to_numpy(zero_copy_only=False)
+        if scalar.values.null_count:
+            raise ValueError("a token id is null")
+        return scalar.values.to_numpy()
     if pa.types.is_large_binary(scalar.type):
         return scalar.as_buffer().to_pybytes()
-    if name not in PLAIN_COLUMNS and not name.endswith(ROW_HASH):
-        raise ValueError(f"column {name!r} has type {scalar.type}")
+    if name == "spans" and len(scalar) > MAX_SPANS:
+        raise ValueError(f"{len(scalar)} spans, at most {MAX_SPANS}")
     return scalar.as_py()
+
+
+def _span(cell: dict[str, Any] | None) -> Span:
+    if cell is None or None in cell.values():
+        raise ValueError(f"a span has a null: {cell}")
+    return Span(**cell)
 
 
 def _plane(cells: Mapping[str, Any], signal: str, name: str) -> Plane:
@@ -242,11 +275,19 @@ def _plane(cells: Mapping[str, Any], signal: str, name: str) -> Plane:
     return Plane(data, np.array([0, len(data)]))
 
 
-def _json(text: str | None) -> Any:
+def _json(cells: Mapping[str, Any], name: str) -> Any:
+    text = cells.get(name)
+    if text is None:
+        return None
+    if len(text) > MAX_JSON_CHARS:
+        raise ValueError(f"{name} of {len(text)} characters, at most {MAX_JSON_CHARS}")
     try:
-        return None if text is None else json.loads(text)
+        value = json.loads(text)
     except RecursionError as error:
         raise ValueError("JSON nested too deeply") from error
+    if not isinstance(value, _JSON_TYPES[name]):
+        raise ValueError(f"{name} is a {type(value).__name__}")
+    return value
 
 
 def _expect(name: str, got: Any, expected: Any) -> None:

@@ -14,7 +14,7 @@ from kdstore.align import TokenTable
 from kdstore.align.tokenizer_files import TABLE_FILE
 from kdstore.codecs import IdOrder, SignalCodec, codec_named
 from kdstore.commit import load_commits, read_part
-from kdstore.errors import UsageError
+from kdstore.errors import HeaderError, UsageError
 from kdstore.filesystem import Folder
 from kdstore.header import Header, read_header
 from kdstore.layout import HEADER, ID_ORDER, MAIN_SIGNAL, TOKENIZER
@@ -198,6 +198,13 @@ class Store:
             expected_digest=self.header.identity["id_order_digest"],
             where=self.folder.location(ID_ORDER),
         )
+        if order.vocab_size != self.vocab_size:
+            raise HeaderError(
+                "the id order is not of the store's vocabulary",
+                where=self.folder.location(ID_ORDER),
+                expected=f"{self.vocab_size} ids",
+                got=order.vocab_size,
+            )
         signal = self.header.identity["signals"][self.signal]
         return codec_named(
             signal["codec"],

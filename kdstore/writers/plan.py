@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from kdstore.codecs.counting import OrderBuilder
 from kdstore.codecs.order import IdOrder
-from kdstore.commit import read_parquet
 from kdstore.errors import HeaderError, InputError
 from kdstore.hashing import canonical_json, sha256_hex
+from kdstore.parquet import read_table
 from kdstore.sample import Sample
 
 _SCHEMA = pa.schema(
@@ -95,7 +95,8 @@ class Plan:
     def from_bytes(cls, data: bytes, *, expected_digest: str, where: str) -> Plan:
         """The plan in a file's bytes; HeaderError unless it is the one the header names."""
         try:
-            plan = cls(read_parquet(data).cast(_SCHEMA).combine_chunks())
+            plan = cls(read_table(data).cast(_SCHEMA).combine_chunks())
+            _check_whole(plan)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise HeaderError("cannot read the plan", where=where, got=error) from error
         if plan.digest() != expected_digest:
@@ -107,6 +108,18 @@ class Plan:
                 todo="restore plan.parquet from a backup",
             )
         return plan
+
+
+def _check_whole(plan: Plan) -> None:
+    """ValueError for a null, for a sample id that comes twice, and for units out of order."""
+    table = plan.table
+    if any(column.null_count for column in table.columns):
+        raise ValueError("a value is missing")
+    units, ids = table["unit"].to_numpy(), table["sample_id"]
+    if len(table) and not (units[0] == 0 and set(np.diff(units).tolist()) <= {0, 1}):
+        raise ValueError("units have gaps, or do not ascend")
+    if len(ids.unique()) != len(ids):
+        raise ValueError("two samples have one id")
 
 
 def make_plan(

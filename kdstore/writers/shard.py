@@ -6,6 +6,7 @@ blobs they blow the footer up), dictionaries are off, and zstd does the rest.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,7 @@ def row_groups(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
     size = 0
     for sample in samples:
         group.append(sample)
-        size += 4 * sample.num_tokens + _signal_bytes(sample)
+        size += 4 * sample.num_tokens + _signal_bytes(sample) + _text_chars(sample)
         size += _signal_bytes(sample.audit) if sample.audit else 0
         if size >= ROW_GROUP_BYTES:
             yield group
@@ -152,6 +153,11 @@ def row_groups(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
 
 def _signal_bytes(sample: Sample) -> int:
     return 8 * sample.num_scored + 3 * (sample.signal.num_entries if sample.signal else 0)
+
+
+def _text_chars(sample: Sample) -> int:
+    texts = (sample.messages, sample.metadata)
+    return len(sample.text or "") + sum(len(json.dumps(text)) for text in texts if text)
 
 
 def _as_signal(name: str, sample: Sample) -> Sample:

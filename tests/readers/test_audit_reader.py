@@ -13,12 +13,11 @@ import pytest
 
 import kdstore
 from kdstore.codecs import IdOrder, codec_for
-from kdstore.commit import Commit
 from kdstore.errors import CorruptShardError, HeaderError, UsageError
 from kdstore.hashing import Purpose, RowKeys, json_digest
-from kdstore.layout import commit_path, signal_column
+from kdstore.layout import signal_column
 from kdstore.readers.verify import verify_store
-from kdstore.writers.shard import _record
+from tests.hostile import commit_table
 from tests.readers.test_store import shard_of
 
 Dump = Callable[..., Path]
@@ -35,14 +34,7 @@ def commit_again(store: Path, table: pa.Table) -> None:
     """Another content of unit 0's shard, committed as if it had been written so."""
     for manifest in store.glob("manifest-*"):
         manifest.unlink()
-    shard, path = shard_of(store), store / commit_path(0)
-    pq.write_table(table, shard, use_dictionary=False)
-    old = Commit.from_bytes(path.read_bytes(), where="test")
-    record = _record(shard, [], old.shard.path)
-    counts = {name: getattr(old.shard, name) for name in ("rows", "tokens", "scored")}
-    shard_record = type(record)(**{**vars(record), **counts})
-    new = Commit(0, shard_record, old.config_digest, old.statistics, old.provenance)
-    path.write_bytes(new.to_bytes())
+    commit_table(store, table)
 
 
 def test_columns_of_the_audit_come_last_with_their_hash(audited: Path) -> None:

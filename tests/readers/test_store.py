@@ -98,7 +98,21 @@ def test_no_store(tmp_path: Path) -> None:
         kdstore.open(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("version", ["9.0", "0.0", 7, None])
+@pytest.mark.parametrize("version", ["1.1", "1.25"])
+def test_a_later_minor_version_is_read(dump: Dump, version: str) -> None:
+    """What an older reader must not ignore is a feature, and refused by its name."""
+    store = dump()
+    header = json.loads((store / "kdstore.json").read_text())
+    assert header["format_version"] == "1.0"
+    (store / "kdstore.json").write_text(json.dumps({**header, "format_version": version}))
+    assert len(kdstore.open(store)) == 60
+    assert kdstore.open(store).header.format_version == version
+
+
+@pytest.mark.parametrize(
+    "version",
+    ["9.0", "2.0", "0.2", "0.0", "1", "1.0.0", "1.0 ", "01.0", "1.0\n", "1.٣", 1.0, 7, None],
+)
 def test_another_format_version_is_refused(dump: Dump, version: object) -> None:
     store = dump()
     header = json.loads((store / "kdstore.json").read_text())
