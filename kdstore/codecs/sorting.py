@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from kdstore.codecs.jit import inlined, kernel, u
 
-_COUNTING = 128  # beyond this many ids sorting is faster than comparing all with all
-_LANES = 16
+_COUNTING = 512  # beyond this many ids sorting is faster than comparing all with all
+_LANES = 64
 _PAST = np.int32((1 << 31) - 1)
 
 
@@ -36,13 +36,18 @@ def place(ids: NDArray[Any], length: int, places: NDArray[Any]) -> bool:
     width = (length + _LANES - 1) // _LANES * _LANES
     for j in range(length, width):
         ids[u(j)] = _PAST
+    for i in range(length):
+        places[u(i)] = 0
+    for first in range(0, width, _LANES):
+        block = ids[first : first + _LANES]
+        for i in range(length):
+            smaller, token = np.int32(0), ids[u(i)]
+            for j in range(_LANES):  # a constant number, or it is compiled without vectors
+                smaller += np.int32(block[j] < token)
+            places[u(i)] += smaller
     total = 0
     for i in range(length):
-        smaller, token = np.int32(0), ids[u(i)]
-        for j in range(width):
-            smaller += np.int32(ids[u(j)] < token)
-        places[u(i)] = smaller
-        total += int(smaller)
+        total += int(places[u(i)])
     return total == length * (length - 1) // 2
 
 
