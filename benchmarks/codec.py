@@ -113,16 +113,15 @@ def codec_figures(scored: Scored, name: str, *, rounds: int) -> Iterator[tuple[s
     groups, S = row_groups(scored, name, codec), len(signal)
     least = [least_work(codec, group) for group in groups]
     pool = ThreadPoolExecutor(2)
-    times = in_turns(
-        {
-            "zstd": lambda: [decompress(group) for group in groups],
-            "decode": lambda: [decode(codec, group) for group in groups],
-            "encode": lambda: [codec.encode(group.signal, group.positions) for group in groups],
-            "least": lambda: [work() for work in least],
-            "threads": lambda: list(pool.map(lambda group: decode(codec, group), groups * 2)),
-        },
-        rounds=rounds,
-    )
+    ways: dict[str, Callable[[], object]] = {
+        "zstd": lambda: [decompress(group) for group in groups],
+        "decode": lambda: [decode(codec, group) for group in groups],
+        "least": lambda: [work() for work in least],
+        "threads": lambda: list(pool.map(lambda group: decode(codec, group), groups * 2)),
+    }
+    times = in_turns(ways, rounds=rounds)
+    ways = {"encode": lambda: [codec.encode(group.signal, group.positions) for group in groups]}
+    times |= in_turns(ways, rounds=rounds)
     short = {"pps06": "pps"}.get(name, name)
     speeds = {way: S / np.median(taken) for way, taken in times.items()}
     yield f"codec.decode.{short}.positions_per_s", speeds["decode"], "positions/s"

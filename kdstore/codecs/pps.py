@@ -138,8 +138,7 @@ class PPSCodec(SignalCodec):
 
     def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
         """Entries that sum to one; ``tail_N`` marks the sampled ones."""
-        counts = _read_counts(planes, len(previous_S))
-        indptr = _bounds(counts.lengths_GS.sum(axis=0))
+        counts, indptr, stored = _read_counts(planes, len(previous_S))
         ids_N = np.empty(indptr[-1], dtype=np.int32)
         logprobs_N = np.empty(indptr[-1], dtype=np.float32)
         tail_N = np.empty(indptr[-1], dtype=np.bool_)
@@ -151,7 +150,7 @@ class PPSCodec(SignalCodec):
             read_stream(planes, "value"),
             planes["weight"].data,
             np.frombuffer(planes["exact"].data, dtype="<f4"),
-            self._tables(int(counts.lengths_GS[2].max(initial=0))),
+            self._tables(int(stored[-1])),
             indptr,
             ids_N,
             logprobs_N,
@@ -197,23 +196,24 @@ def _count_planes(counts: _Counts, splits: NDArray[np.int64]) -> dict[str, Plane
     return {"counts": Plane(codes, splits), "more": Plane(more, ends[splits])}
 
 
-def _read_counts(planes: Planes, num_scored: int) -> _Counts:
+def _read_counts(
+    planes: Planes, num_scored: int
+) -> tuple[_Counts, NDArray[np.int64], NDArray[np.int64]]:
+    """Counts, ``indptr`` and what is stored, as ``read_counts`` gives it."""
     codes, more = planes["counts"].data, planes["more"].data
     expect_length("counts", codes, num_scored)
     counts = _Counts(np.empty((3, num_scored), np.int64), np.empty(num_scored, np.bool_))
-    used, *lengths = read_counts(codes, more, *counts)
-    if used != len(more):
+    indptr = np.zeros(num_scored + 1, dtype=np.int64)
+    stored = np.zeros(7, dtype=np.int64)
+    if read_counts(codes, more, *counts, indptr, stored) != len(more):
         raise CorruptShardError(
             "planes 'counts' and 'more' disagree",
             expected="at least one entry a position, and counts that say what 'more' holds",
         )
-    num_values, num_weights, num_exact = lengths
-    for name, lengths_S in zip(_RUNS, counts.lengths_GS, strict=True):
-        expect_length(name, planes[name].data, int(lengths_S.sum()))
-    expect_length("value", planes["value"].data, num_values)
-    expect_length("weight", planes["weight"].data, num_weights)
-    expect_length("exact", planes["exact"].data, 4 * num_exact)
-    return counts
+    for name, length in zip((*_RUNS, "value", "weight"), stored.tolist(), strict=False):
+        expect_length(name, planes[name].data, length)
+    expect_length("exact", planes["exact"].data, 4 * int(stored[5]))
+    return counts, indptr, stored
 
 
 def _exact_plane(

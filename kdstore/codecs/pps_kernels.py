@@ -92,38 +92,48 @@ def round_positions(
 
 @kernel
 def read_counts(
-    codes: NDArray[Any], more: NDArray[Any], lengths_GS: NDArray[Any], exact_S: NDArray[Any]
-) -> tuple[int, int, int, int]:
+    codes: NDArray[Any],
+    more: NDArray[Any],
+    lengths_GS: NDArray[Any],
+    exact_S: NDArray[Any],
+    indptr: NDArray[Any],
+    stored: NDArray[Any],
+) -> int:
     """Used bytes of ``more``, or -1 if they run out or a position has no entry.
 
-    Then how many values, weights and exact values there must be. Fills the lengths of the runs.
+    Fills the lengths of the runs, and how much is ``stored``: entries of top, head and tail,
+    values, weights, exact values, and the longest tail.
     """
-    at, num_values, num_weights, num_exact = 0, 0, 0, 0
+    at = 0
     for s in range(len(codes)):
         exact = codes[s] == 0
         heads, tails = int(codes[s]) >> 4, int(codes[s]) & 15
         if exact or heads == MANY:
             if at + 2 > len(more):
-                return -1, 0, 0, 0
+                return -1
             heads += int(more[at]) | int(more[at + 1]) << 8
             at += 2
         if exact or tails == MANY:
             if at + 2 > len(more):
-                return -1, 0, 0, 0
+                return -1
             tails += int(more[at]) | int(more[at + 1]) << 8
             at += 2
         if heads + tails == 0 or (exact and heads == 0):
-            return -1, 0, 0, 0
+            return -1
         top = min(heads, 1)
-        exact_S[s] = exact
-        lengths_GS[0, s], lengths_GS[1, s], lengths_GS[2, s] = top, heads - top, tails
-        weights = 1 if top and tails else 0
+        others, weights = heads - top, 1 if top and tails else 0
+        exact_S[s], indptr[s + 1] = exact, indptr[s] + heads + tails
+        lengths_GS[0, s], lengths_GS[1, s], lengths_GS[2, s] = top, others, tails
+        stored[0] += top
+        stored[1] += others
+        stored[2] += tails
         if exact:
-            num_exact += heads - top + weights
+            stored[5] += others + weights
         else:
-            num_values += heads - top
-            num_weights += weights
-    return at, num_values, num_weights, num_exact
+            stored[3] += others
+            stored[4] += weights
+        stored[6] = max(stored[6], tails)
+    return at
 
 
 @kernel
