@@ -19,6 +19,7 @@ from kdstore.select.distribution import BLOCK, Distribution
 from kdstore.select.sampled import SampledSelection, fixed_point, tokens_at
 
 HEAD_SLACK = 1e-6
+MIN_TAU = 1e-4  # what the format stores: 10,000 entries a position
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class PPS(SampledSelection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.tau <= 1, self, expected="0 < tau <= 1")
+        require(MIN_TAU <= self.tau <= 1, self, expected=f"{MIN_TAU} <= tau <= 1")
 
     def entries(self, described: Distribution, keys: RowKeys) -> Entries:
         """Entries that sum to one; ``tail_N`` marks the sampled ones, all of weight w."""
