@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from kdstore.thrift import Fields, read_struct
+
 DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
 _PLAIN, _RLE = 0, 3
 _TYPE, _UNCOMPRESSED, _COMPRESSED, _CRC, _DATA = 1, 2, 3, 4, 5
 _VALUES = {DATA_PAGE: 5, DICTIONARY_PAGE: 7, DATA_PAGE_V2: 8}
-_MAX_DEPTH = 3  # a page header, the header of its kind, statistics
-
-Fields = dict[int, Any]
 
 
 class Page(NamedTuple):
@@ -38,6 +37,11 @@ class Chunk:
     uncompressed_bytes: int
     num_values: int
     is_bool: bool
+
+    @property
+    def column(self) -> str:
+        """The column that the chunk's values belong to, which may be a list."""
+        return self.name.partition(".list.")[0]
 
 
 def check_pages(data: bytes, chunk: Chunk, *, plain: bool) -> None:
@@ -69,7 +73,7 @@ def _pages(data: bytes) -> list[Page]:
     pages, at = [], 0
     while at < len(data):
         try:
-            fields, end = _struct(data, at, 1)
+            fields, end = read_struct(data, at)
             kind = _count(fields[_TYPE])
             num_values = _count(fields[_VALUES[kind]][1])
             uncompressed, size = _count(fields[_UNCOMPRESSED]), _count(fields[_COMPRESSED])
@@ -86,55 +90,3 @@ def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 31:
         raise ValueError(f"a page header has {value!r} for a count")
     return value
-
-
-def _struct(data: bytes, at: int, depth: int) -> tuple[Fields, int]:
-    """The fields of a struct in Thrift's compact protocol, by id, and where it ends."""
-    fields: Fields = {}
-    last = 0
-    while head := data[at]:
-        at += 1
-        if head >> 4:
-            last += head >> 4
-        else:
-            last, at = _zigzag(data, at)
-        if last in fields or depth > _MAX_DEPTH:
-            raise ValueError("a page header has a field twice, or is too deep")
-        fields[last], at = _value(data, at, head & 15, depth)
-    return fields, at + 1
-
-
-def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
-    """A value of one of Thrift's kinds; of those that a page header has."""
-    if kind in (1, 2):
-        return kind == 1, at
-    if kind == 5:
-        value, at = _zigzag(data, at)
-        if not -(1 << 31) <= value < 1 << 31:
-            raise ValueError("a number in a page header has more than 32 bits")
-        return value, at
-    if kind in (4, 6):
-        value, at = _zigzag(data, at)
-        return (kind, value), at  # no field that is read has 16 or 64 bits
-    if kind == 8:
-        length, at = _varint(data, at)
-        return data[at : at + length], at + length
-    if kind == 12:
-        return _struct(data, at, depth + 1)
-    raise ValueError(f"a page header has a field of kind {kind}")
-
-
-def _zigzag(data: bytes, at: int) -> tuple[int, int]:
-    value, at = _varint(data, at)
-    return (value >> 1) ^ -(value & 1), at
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise ValueError("a number in a page header does not end")

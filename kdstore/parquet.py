@@ -15,36 +15,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kdstore.footer import TAIL_BYTES, read_footer
 from kdstore.pages import Chunk, check_pages
 
 MAX_FOOTER_BYTES = 1 << 24
 MAX_GROUP_BYTES = 1 << 30
 MAX_RATIO = 64
 _MAX_CONTAINER = 1 << 16  # elements of a list in a footer: columns, row groups
-_TAIL_BYTES = 8  # the footer's length, and the magic
-_MAGIC = b"PAR1"
 _NULLABLE = ("text", "messages", "metadata")
 _VALUE_BYTES = 4  # the least that a plain value takes that is no bool
 _CELLS_PER_BYTE = 64  # of a small table's file: equal cells take next to nothing
 
 
-def check_footer(footer: bytes) -> None:
-    """ValueError unless these bytes, the end of a file, are exactly a Parquet footer."""
-    length = int.from_bytes(footer[-_TAIL_BYTES:-4], "little")
-    if footer[-4:] != _MAGIC or length != len(footer) - _TAIL_BYTES:
-        raise ValueError(f"{len(footer)} bytes that say they are {length + _TAIL_BYTES}")
-
-
 class CheckedParquet:
     """A Parquet file, whose row groups are read if what they declare is plausible.
 
-    Errors are Arrow's and ValueError. ``plain``: the pages are to be as in a shard, see
-    ``kdstore.pages``. ``options`` are those of ``pyarrow.parquet.ParquetFile``.
+    ``footer`` are the file's last bytes, from the footer to the magic. ``plain``: the pages are to
+    be as in a shard, see ``kdstore.pages``. ``options`` are those of pyarrow's ``ParquetFile``.
+    Errors are Arrow's, and ValueError.
     """
 
-    def __init__(self, source: Any, *, plain: bool, **options: Any) -> None:
+    def __init__(self, source: Any, footer: bytes, *, plain: bool, **options: Any) -> None:
         self._source, self._plain = _CheckedSource(source, plain=plain), plain
-        self.file = pq.ParquetFile(
+        self._file = pq.ParquetFile(
             self._source,
             pre_buffer=False,
             page_checksum_verification=True,
@@ -52,40 +45,27 @@ class CheckedParquet:
             thrift_string_size_limit=MAX_FOOTER_BYTES,
             **options,
         )
-        self.schema: pa.Schema = self.file.schema_arrow
-        metadata = self.file.metadata
-        self.group_rows = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
-        if min(self.group_rows, default=0) < 0 or sum(self.group_rows) != metadata.num_rows:
-            raise ValueError(
-                f"row groups of {self.group_rows[:4]} rows, {metadata.num_rows} in all"
-            )
+        self.schema: pa.Schema = self._file.schema_arrow
+        leaves = self._file.schema
+        names = [leaves.column(index).path for index in range(len(leaves))]
+        self.groups = read_footer(footer, names)
 
     def read_group(self, group: int, columns: list[str]) -> pa.Table:
         """Some columns of one row group."""
-        chunks = self._chunks(group, columns)
+        rows, wanted = self.groups[group].num_rows, set(columns)
+        chunks = [chunk for chunk in self.groups[group].chunks if chunk.column in wanted]
         self._source.expect(chunks)
-        rows = self.group_rows[group]
         _check_size(chunks)
         for chunk in chunks if self._plain else []:
             _check_plain(chunk, rows)
-        table = self.file.read_row_group(group, columns=columns, use_threads=False)
+        table = self._file.read_row_group(group, columns=columns, use_threads=False)
         if len(table) != rows:
             raise ValueError(f"{len(table)} rows in row group {group}, the footer has {rows}")
         return table
 
     def close(self) -> None:
         """Close the file."""
-        self.file.close(force=True)
-
-    def _chunks(self, group: int, columns: list[str]) -> list[Chunk]:
-        metadata, wanted = self.file.metadata.row_group(group), set(columns)
-        chunks = []
-        for index in range(metadata.num_columns):
-            column = metadata.column(index)
-            path = column.path_in_schema
-            if path in wanted or path.partition(".list.")[0] in wanted:
-                chunks.append(_chunk(column))
-        return chunks
+        self._file.close(force=True)
 
 
 class _CheckedSource(io.RawIOBase):
@@ -131,16 +111,17 @@ def read_table(data: bytes) -> pa.Table:
     It is read by this thread alone: ``pq.read_table`` leaves threads behind that hold the bytes;
     one that lets go while the interpreter shuts down aborts the process (seen in 9 of 20 runs).
     """
-    schema = CheckedParquet(pa.BufferReader(data), plain=False).schema
+    footer = data[-TAIL_BYTES - int.from_bytes(data[-TAIL_BYTES:-4], "little") :]
+    schema = CheckedParquet(pa.BufferReader(data), footer, plain=False).schema
     if not set(schema.types) <= {pa.int32(), pa.int64(), pa.string()}:
         raise ValueError(f"columns of types {schema.types}")
     texts = [field.name for field in schema if field.type == pa.string()]
-    file = CheckedParquet(pa.BufferReader(data), plain=False, read_dictionary=texts)
+    file = CheckedParquet(pa.BufferReader(data), footer, plain=False, read_dictionary=texts)
     limit = max(MAX_GROUP_BYTES, MAX_RATIO * len(data))
-    rows = sum(file.group_rows)
+    rows = sum(group.num_rows for group in file.groups)
     if rows * len(file.schema) > _CELLS_PER_BYTE * len(data):
         raise ValueError(f"{rows} rows in {len(data)} bytes")
-    groups = [file.read_group(g, file.schema.names) for g in range(len(file.group_rows))]
+    groups = [file.read_group(g, file.schema.names) for g in range(len(file.groups))]
     table = pa.concat_tables(groups) if groups else file.schema.empty_table()
     if sum(_text_bytes(table[name]) for name in texts) > limit:
         raise ValueError(f"texts of more than {limit} bytes in a file of {len(data)}")
@@ -154,16 +135,6 @@ def _text_bytes(column: pa.ChunkedArray) -> int:
         lengths = pc.binary_length(chunk.dictionary)
         total += pc.sum(lengths.take(chunk.indices).cast(pa.int64())).as_py() or 0
     return total
-
-
-def _chunk(column: Any) -> Chunk:
-    start = column.data_page_offset
-    if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
-        start = column.dictionary_page_offset
-    sizes = column.total_compressed_size, column.total_uncompressed_size, column.num_values
-    if min(start, *sizes) < 0:
-        raise ValueError(f"column {column.path_in_schema!r} has a negative size")
-    return Chunk(column.path_in_schema, start, *sizes, column.physical_type == "BOOLEAN")
 
 
 def _check_size(chunks: list[Chunk]) -> None:

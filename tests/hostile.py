@@ -15,13 +15,27 @@ import xxhash
 
 import kdstore
 from kdstore.codecs.rows import row_hash
+from kdstore.footer import read_footer
 from kdstore.hashing import json_digest
 from kdstore.layout import ROW_HASH, commit_path
+from kdstore.pages import Chunk
 from kdstore.readers.shard import _cell, _covered_columns
 from kdstore.sample import Sample
 from tests.golden.arrays import GOLDEN
 
 Edit = Callable[[dict[str, Any]], object]
+
+
+def footer_of(data: bytes) -> bytes:
+    """The footer of a Parquet file, its length and the magic."""
+    return data[-8 - int.from_bytes(data[-8:-4], "little") :]
+
+
+def chunks_of(data: bytes, group: int) -> list[Chunk]:
+    """The column chunks of a row group of a Parquet file."""
+    leaves = pq.ParquetFile(pa.BufferReader(data)).schema
+    names = [leaves.column(index).path for index in range(len(leaves))]
+    return read_footer(footer_of(data), names)[group].chunks
 
 
 def copy_store(name: str, target: Path) -> Path:

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from kdstore.hashing import json_digest
 from kdstore.layout import commit_path
-from kdstore.pages import _COMPRESSED, _struct
+from kdstore.pages import _COMPRESSED
+from kdstore.thrift import read_struct
 from tests.golden.arrays import store_names
 from tests.hostile import commit_bytes, edit_json, parquet_bytes, shard_file, with_cells
 
@@ -151,7 +152,7 @@ def _pages(store: Path, random: Random) -> None:
     metadata = pq.read_metadata(pa.BufferReader(data)).row_group(0)
     column = metadata.column(int(random.integers(metadata.num_columns)))
     start = column.data_page_offset
-    head, body = _struct(data, start, 1)
+    head, body = read_struct(data, start)
     end = body + head[_COMPRESSED]
     for _ in range(20):
         page = mutated_bytes(data[body:end], random)[: end - body].ljust(end - body, b"\0")

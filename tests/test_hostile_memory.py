@@ -18,8 +18,10 @@ from kdstore.arrowfile import read_ipc
 from kdstore.errors import CorruptShardError, HeaderError
 from kdstore.pages import Chunk, _pages, check_pages
 from kdstore.parquet import CheckedParquet
+from kdstore.readers.verify import verify_store
+from kdstore.thrift import read_struct
 from tests.golden.arrays import GOLDEN
-from tests.hostile import commit_bytes, copy_store, parquet_bytes, shard_file, with_cells
+from tests.hostile import commit_bytes, copy_store, footer_of, parquet_bytes, shard_file, with_cells
 
 LARGE = 1 << 27  # bytes of a cell of zeros: its size takes five bytes, as any up to 2 GiB does
 READ = """
@@ -117,7 +119,7 @@ NOTHINGS: list[tuple[str, pa.Array]] = [
 def test_nothing_many_times(name: str, array: pa.Array) -> None:
     data = parquet_bytes(pa.table({name: array}), write_statistics=False)
     assert len(data) < 50_000
-    file = CheckedParquet(pa.BufferReader(data), plain=True)
+    file = CheckedParquet(pa.BufferReader(data), footer_of(data), plain=True)
     before = pa.total_allocated_bytes()
     with pytest.raises(ValueError, match=r"values in \d+ bytes"):
         file.read_group(0, [name])
@@ -154,3 +156,21 @@ def test_an_arrow_buffer_that_declares_more(tmp_path: Path, declared: int) -> No
     with pytest.raises(HeaderError, match=r"batches of \d+ bytes|a buffer of -2"):
         kdstore.open(store)[0]
     assert pa.total_allocated_bytes() - before < 1 << 20
+
+
+def test_statistics_of_the_wrong_length_do_not_end_the_process(tmp_path: Path) -> None:
+    """pyarrow's view of a column chunk calls std::terminate for them: it is not used."""
+    store = copy_store("pps-50257", tmp_path / "store")
+    data = shard_file(store).read_bytes()
+    footer = footer_of(data)
+    fields, _ = read_struct(footer[:-8])
+    columns = (column[3] for group in fields[4] for column in group[1])
+    histogram = next(c[16][2] for c in columns if len(c.get(16, {}).get(2, [])) == 2)
+    good = b"".join([b"\x26", *(zigzag(value) for _, value in histogram)])
+    assert good in footer
+    bad = footer[:-8].replace(good, b"\x16" + zigzag(histogram[0][1]))
+    tail = len(bad).to_bytes(4, "little") + b"PAR1"
+    commit_bytes(store, data[: -len(footer)] + bad + tail, rows=6)
+    assert read_in_a_process(store).startswith("CorruptShardError")
+    kind = verify_store(kdstore.open(store)).problems
+    assert "histogram size mismatch" in "".join(kind)

@@ -7,6 +7,7 @@ row is read, so a plain read gives exactly what was written or raises CorruptSha
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -14,7 +15,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from kdstore.codecs.base import SignalCodec
@@ -33,7 +33,7 @@ from kdstore.errors import CorruptShardError, KDStoreError, StorageError
 from kdstore.filesystem import Folder
 from kdstore.header import Header, parse_json_object
 from kdstore.layout import MAIN_SIGNAL, ROW_HASH, hash_column, signal_column
-from kdstore.parquet import CheckedParquet, check_footer
+from kdstore.parquet import CheckedParquet
 from kdstore.sample import Sample, Span
 from kdstore.signal import SparseSignal
 
@@ -94,19 +94,22 @@ class ShardReader:
         self.where = folder.location(record.path)
         self._file = self._open(folder)
         self._hashes = _covered_columns(self._file.schema.names, decoder.signal)
-        self.first_rows = np.cumsum([0, *self._file.group_rows])
+        self.first_rows = np.cumsum([0, *(group.num_rows for group in self._file.groups)])
         if int(self.first_rows[-1]) != record.rows:
             raise self._corrupt("row count", expected=record.rows, got=int(self.first_rows[-1]))
 
     @property
     def num_row_groups(self) -> int:
         """Row groups in the file."""
-        return len(self._file.group_rows)
+        return len(self._file.groups)
 
-    @property
-    def metadata(self) -> pq.FileMetaData:
-        """The Parquet footer."""
-        return self._file.file.metadata
+    def column_bytes(self) -> Counter[str]:
+        """Compressed bytes of each column."""
+        sizes: Counter[str] = Counter()
+        for group in self._file.groups:
+            for chunk in group.chunks:
+                sizes[chunk.column] += chunk.compressed_bytes
+        return sizes
 
     def close(self) -> None:
         """Close the file."""
@@ -177,7 +180,7 @@ class ShardReader:
         except (KDStoreError, *_READ_ERRORS) as error:
             raise self._corrupt("the row does not decode", row=row, got=error) from error
 
-    def _open(self, folder: Folder) -> pq.ParquetFile:
+    def _open(self, folder: Folder) -> CheckedParquet:
         try:
             size = folder.size(self.record.path)
         except FileNotFoundError as error:
@@ -192,8 +195,7 @@ class ShardReader:
                 "the shard's footer differs", expected=self.record.footer_xxh3, got=digest
             )
         try:
-            check_footer(footer)
-            file = CheckedParquet(folder.open_file(self.record.path), plain=True)
+            file = CheckedParquet(folder.open_file(self.record.path), footer, plain=True)
             _check_schema(file.schema, self.decoder.signal)
             self._check_identity(file.schema)
         except StorageError:

@@ -71,16 +71,8 @@ def _column_bytes(store: Store) -> Counter[str]:
     """Compressed bytes of each top-level column over all shards."""
     sizes: Counter[str] = Counter()
     for index in range(len(store.commits)):
-        metadata = store.shard(index).metadata
-        for group in range(metadata.num_row_groups):
-            row_group = metadata.row_group(group)
-            for column in map(row_group.column, range(row_group.num_columns)):
-                sizes[_top_level(column.path_in_schema)] += column.total_compressed_size
+        sizes += store.shard(index).column_bytes()
     return sizes
-
-
-def _top_level(path: str) -> str:
-    return path if path.startswith("signal/") else path.split(".")[0]
 
 
 def _bookkeeping_bytes(store: Store) -> int:
