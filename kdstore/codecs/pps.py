@@ -14,6 +14,7 @@ where pps puts it, the position's values are stored exactly (decided before draw
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -139,6 +140,8 @@ class PPSCodec(SignalCodec):
     def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
         """Entries that sum to one; ``tail_N`` marks the sampled ones."""
         counts, indptr, stored = _read_counts(planes, len(previous_S))
+        with np.errstate(divide="ignore"):
+            log_counts = np.log(np.arange(stored[-1] + 1))
         ids_N = np.empty(indptr[-1], dtype=np.int32)
         logprobs_N = np.empty(indptr[-1], dtype=np.float32)
         tail_N = np.empty(indptr[-1], dtype=np.bool_)
@@ -150,7 +153,7 @@ class PPSCodec(SignalCodec):
             read_stream(planes, "value"),
             planes["weight"].data,
             np.frombuffer(planes["exact"].data, dtype="<f4"),
-            self._tables(int(stored[-1])),
+            (*self._log_masses, log_counts),
             indptr,
             ids_N,
             logprobs_N,
@@ -161,11 +164,12 @@ class PPSCodec(SignalCodec):
             raise CorruptShardError(what, where=f"position {row}", expected=expected)
         return SparseSignal.from_arrays(self.selection, indptr, ids_N, logprobs_N, tail_N=tail_N)
 
-    def _tables(self, most_tails: int) -> tuple[NDArray[np.float64], ...]:
-        """Logs of k units of mass, of one minus k units while that is positive, and of counts."""
+    @cached_property
+    def _log_masses(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Logs of k units of mass, and of one minus k units while that is positive."""
         mass = np.arange(int(np.ceil(UNITS / self.tau))) * (self.tau / UNITS)
         with np.errstate(divide="ignore"):
-            return np.log(mass), np.log1p(-mass), np.log(np.arange(most_tails + 1))
+            return np.log(mass), np.log1p(-mass)
 
 
 def _checked_tail(signal: SparseSignal) -> NDArray[np.bool_]:

@@ -8,6 +8,7 @@ shorts. Every other scalar is a float32, bit for bit, in four planes of one byte
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,9 +83,8 @@ def _grid_codes(name: str, values: NDArray[np.float64], keys: RowKeys) -> NDArra
 
 
 def _grid_values(name: str, codes: NDArray[np.uint32]) -> NDArray[np.float32]:
-    grid, sign = _GRIDS[name]
-    table = np.append(sign * grid.levels + 0.0, sign * np.inf).astype(np.float32)
-    known = len(grid.levels)
+    table = _table(name)
+    known = len(table) - 1
     unknown = (codes >= known) & (codes != MISSING)
     if unknown.any():
         raise CorruptShardError(
@@ -93,3 +93,10 @@ def _grid_values(name: str, codes: NDArray[np.uint32]) -> NDArray[np.float32]:
             got=int(codes[unknown][0]),
         )
     return np.asarray(table[np.minimum(codes, known)])
+
+
+@cache
+def _table(name: str) -> NDArray[np.float32]:
+    """The value of each code, and last of none."""
+    grid, sign = _GRIDS[name]
+    return np.append(sign * grid.levels + 0.0, sign * np.inf).astype(np.float32)
