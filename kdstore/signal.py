@@ -116,6 +116,8 @@ class SparseSignal:
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> SparseSignal:
         """The signal of some positions: a slice, an index array or a boolean mask."""
+        if isinstance(rows, slice) and rows.step in (None, 1):
+            return self._part(*rows.indices(len(self))[:2])
         picked = np.arange(len(self))[rows]
         lengths = self.entries_S[picked]
         indptr = np.concatenate([[0], np.cumsum(lengths)])
@@ -129,6 +131,21 @@ class SparseSignal:
             None if self.counts_N is None else self.counts_N[entries],
             None if self.tail_N is None else self.tail_N[entries],
             {name: values[picked] for name, values in self.scalars.items()},
+        )
+
+    def _part(self, start: int, end: int) -> SparseSignal:
+        """Positions that follow each other: views, no copies."""
+        bounds = self.indptr[start : max(start, end) + 1]
+        entries, positions = slice(int(bounds[0]), int(bounds[-1])), slice(start, end)
+        return SparseSignal(
+            self.selection,
+            bounds - bounds[0],
+            self.ids_N[entries],
+            self.logprobs_N[entries],
+            self.rest_S[positions],
+            None if self.counts_N is None else self.counts_N[entries],
+            None if self.tail_N is None else self.tail_N[entries],
+            {name: values[positions] for name, values in self.scalars.items()},
         )
 
     def to_dense(self, vocab_size: int) -> NDArray[np.float64]:

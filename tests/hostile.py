@@ -19,7 +19,8 @@ from kdstore.footer import read_footer
 from kdstore.hashing import json_digest
 from kdstore.layout import ROW_HASH, commit_path
 from kdstore.pages import Chunk
-from kdstore.readers.shard import _cell, _covered_columns
+from kdstore.readers.rows import RowGroup
+from kdstore.readers.shard import _covered_columns
 from kdstore.sample import Sample
 from tests.golden.arrays import GOLDEN
 
@@ -152,7 +153,7 @@ def check_sane(samples: list[Sample], vocab_size: int) -> None:
 
 
 def _cells(table: pa.Table, names: list[str], row: int) -> dict[str, Any]:
-    return {name: _cell(table, name, row) for name in names}
+    return RowGroup(table.select(names)).cells(row)
 
 
 def _with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:

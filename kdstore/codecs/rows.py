@@ -110,17 +110,17 @@ def row_hash(columns: Iterable[str], cells: Mapping[str, Any]) -> int:
         cell = cell_bytes(cells[name])
         digest.update(name.encode("utf-8"))
         digest.update((_NULL if cell is None else len(cell)).to_bytes(8, "little"))
-        digest.update(cell or b"")
+        digest.update(b"" if cell is None else cell)
     return digest.intdigest()
 
 
-def cell_bytes(cell: Any) -> bytes | None:
+def cell_bytes(cell: Any) -> bytes | memoryview | None:
     """The bytes of a cell that the row hash covers; None for a null.
 
     Bytes as they are, text in UTF-8, integers as 8 bytes and integer arrays as 4 bytes an element,
     both little-endian, lists of spans as canonical JSON.
     """
-    if cell is None or isinstance(cell, bytes):
+    if cell is None or isinstance(cell, bytes | memoryview):
         return cell
     if isinstance(cell, str):
         return cell.encode("utf-8")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-import pyarrow as pa
-
 from kdstore.commit import ShardRecord
 from kdstore.filesystem import Folder
-from kdstore.readers.shard import RowDecoder, ShardReader
+from kdstore.readers.decoder import RowDecoder
+from kdstore.readers.rows import RowGroup
+from kdstore.readers.shard import ShardReader
 
 CACHED_ROW_GROUPS = 4
+READ_AHEAD = 64  # samples that are read and decoded together
 
 
 class ShardCache:
@@ -20,7 +21,7 @@ class ShardCache:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self._shards: dict[str, ShardReader] = {}
-        self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._groups: OrderedDict[tuple[str, int], RowGroup] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}
@@ -34,8 +35,8 @@ class ShardCache:
             self._shards[record.path] = ShardReader(self.folder, record, decoder)
         return self._shards[record.path]
 
-    def row_group(self, shard: ShardReader, group: int) -> pa.Table:
-        """A row group of an opened shard."""
+    def row_group(self, shard: ShardReader, group: int) -> RowGroup:
+        """The rows of a row group of an opened shard."""
         key = (shard.record.path, group)
         if key not in self._groups:
             self._groups[key] = shard.row_group(group)

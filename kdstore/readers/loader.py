@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.errors import UsageError
+from kdstore.readers.cache import READ_AHEAD
 from kdstore.readers.collate import Batch, Collator
 from kdstore.readers.sampler import draw_of_epoch, epoch_order
 
@@ -59,9 +60,7 @@ class Loader:
     def _groups(self, epoch: int) -> Iterator[list[Sample]]:
         group: list[Sample] = []
         longest = total = 0
-        draw = draw_of_epoch(self.store, epoch) if self.draw is None else self.draw
-        for index in self.order(epoch):
-            sample = self.store[int(index), draw]
+        for sample in self._samples(epoch):
             longest, total = max(longest, sample.num_tokens), total + sample.num_tokens
             if group and self._is_over(len(group) + 1, longest, total):
                 yield group
@@ -69,6 +68,14 @@ class Loader:
             group.append(sample)
         if group:
             yield group
+
+    def _samples(self, epoch: int) -> Iterator[Sample]:
+        draw = draw_of_epoch(self.store, epoch) if self.draw is None else self.draw
+        order = self.order(epoch).tolist()
+        for start in range(0, len(order), READ_AHEAD):
+            yield from self.store.__getitems__(
+                [(index, draw) for index in order[start : start + READ_AHEAD]]
+            )
 
     def _is_over(self, samples: int, longest: int, total: int) -> bool:
         if self.batch_tokens is None:

@@ -19,7 +19,8 @@ from kdstore.header import Header
 from kdstore.layout import OVERLAY_HEADER, is_overlay_name
 from kdstore.overlay import Overlay, read_overlay, read_overlays
 from kdstore.readers.cache import ShardCache
-from kdstore.readers.shard import RowDecoder, ShardReader
+from kdstore.readers.decoder import RowDecoder
+from kdstore.readers.shard import ShardReader
 from kdstore.sample import Sample
 from kdstore.signal import SparseSignal
 
@@ -59,17 +60,23 @@ class Overlays:
         return next(draw for draw in count(1) if draw not in self._draws)
 
     def extend(
-        self, sample: Sample, *, unit: int, row: int, draw: int, codec: SignalCodec
-    ) -> Sample:
-        """The sample of a unit's row with the entries of a draw and all scalars.
+        self,
+        samples: list[Sample],
+        *,
+        unit: int,
+        rows: Sequence[int],
+        draw: int,
+        codec: SignalCodec,
+    ) -> list[Sample]:
+        """The samples of a unit's rows with the entries of a draw and all scalars.
 
         ``codec`` is that of the store's own signal. Raises CorruptShardError if a row of an overlay
-        is damaged or not this sample's, and UsageError if there is no such draw.
+        is damaged or not its sample's, and UsageError if there is no such draw.
         """
         names = self._scalars if draw == 0 else [self._name_of(draw), *self._scalars]
         for name in names:
-            sample = self.reader(name, codec).extend(sample, unit, row)
-        return sample
+            samples = self.reader(name, codec).extend(samples, unit, rows)
+        return samples
 
     def reader(self, name: str, codec: SignalCodec) -> OverlayReader:
         """The reader of one overlay that was found, complete or not."""
@@ -107,12 +114,31 @@ class OverlayReader:
         signal = overlay.header.identity["signal"]
         self._decoder = RowDecoder(overlay.header, overlay_codec(overlay, codec), signal)
 
-    def extend(self, sample: Sample, unit: int, row: int) -> Sample:
-        """The sample of a unit's row with another draw's entries, or with more scalars.
+    def extend(self, samples: Sequence[Sample], unit: int, rows: Sequence[int]) -> list[Sample]:
+        """The samples of a unit's rows with another draw's entries, or with more scalars.
 
-        Raises CorruptShardError if the overlay's row is damaged or not this sample's.
+        Raises CorruptShardError if a row of the overlay is damaged or not its sample's.
         """
-        added = self.addition(sample, unit, row)
+        added = self.additions(samples, unit, rows)
+        return [self._extended(*pair) for pair in zip(samples, added, strict=True)]
+
+    def additions(
+        self, samples: Sequence[Sample], unit: int, rows: Sequence[int]
+    ) -> list[SparseSignal]:
+        """What the rows hold: entries without scalars, or scalars without entries."""
+        shard = self.shard(unit)
+        found: dict[int, SparseSignal] = {}
+        by_group: dict[int, list[int]] = {}
+        for n, row in enumerate(rows):
+            by_group.setdefault(shard.group_of_row(row)[0], []).append(n)
+        for group, members in by_group.items():
+            places = [rows[n] - int(shard.first_rows[group]) for n in members]
+            some = [samples[n] for n in members]
+            added = shard.additions(self._cache.row_group(shard, group), group, places, some)
+            found.update(zip(members, added, strict=True))
+        return [found[n] for n in range(len(rows))]
+
+    def _extended(self, sample: Sample, added: SparseSignal) -> Sample:
         signal = sample.signal
         if signal is None:
             return replace(sample, signal=added)
@@ -120,12 +146,6 @@ class OverlayReader:
             return replace(sample, signal=replace(added, scalars=signal.scalars))
         new = {name: v for name, v in added.scalars.items() if name not in signal.scalars}
         return replace(sample, signal=replace(signal, scalars={**signal.scalars, **new}))
-
-    def addition(self, sample: Sample, unit: int, row: int) -> SparseSignal:
-        """What the row holds: entries without scalars, or scalars without entries."""
-        shard = self.shard(unit)
-        group, place = shard.group_of_row(row)
-        return shard.addition(self._cache.row_group(shard, group), group, place, sample)
 
     def shard(self, unit: int) -> ShardReader:
         """The opened shard of a unit."""

@@ -6,10 +6,8 @@ row is read, so a plain read gives exactly what was written or raises CorruptSha
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any, TypeVar
 
@@ -17,73 +15,25 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from kdstore.codecs.base import SignalCodec
-from kdstore.codecs.planes import Plane
-from kdstore.codecs.rows import (
-    MAX_JSON_CHARS,
-    MAX_SPANS,
-    PLAIN_COLUMNS,
-    RUNS,
-    decode_runs,
-    encode_runs,
-    row_hash,
-)
+from kdstore.codecs.rows import PLAIN_COLUMNS, row_hash
 from kdstore.commit import ShardRecord
 from kdstore.errors import CorruptShardError, KDStoreError, StorageError
 from kdstore.filesystem import Folder
-from kdstore.header import Header, parse_json_object
+from kdstore.header import parse_json_object
 from kdstore.layout import MAIN_SIGNAL, ROW_HASH, hash_column, signal_column
 from kdstore.parquet import CheckedParquet
-from kdstore.sample import Sample, Span
+from kdstore.readers.decoder import RowDecoder
+from kdstore.readers.rows import RowGroup
+from kdstore.sample import Sample
 from kdstore.signal import SparseSignal
 
 RESTORE = (
     "restore the shard from a copy; or, where its data/ lies, remove its unit's file in commits/ "
     "and every manifest-*.parquet, then run the same dump again: it makes the unit anew"
 )
-T = TypeVar("T")
-_NULLABLE = ("text", "messages", "metadata")
-_JSON_TYPES = {"messages": list, "metadata": dict}
+A = TypeVar("A")
+B = TypeVar("B")
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError)
-
-
-@dataclass(frozen=True)
-class RowDecoder:
-    """Turns stored rows into samples: the codec of a signal, and the header it came from."""
-
-    header: Header
-    codec: SignalCodec
-    signal: str
-
-    def sample(self, cells: Mapping[str, Any]) -> Sample:
-        """The sample of one row's cells; CorruptShardError unless all of it fits together."""
-        ids = np.array(cells["input_ids"], dtype=np.int32)  # a copy: torch refuses Arrow's buffer
-        num_tokens = int(cells["num_tokens"])
-        num_scored = int(cells["num_scored"]) if self.signal == MAIN_SIGNAL else None
-        _expect("num_tokens", num_tokens, len(ids))
-        _check_ids(ids, self.codec.order.vocab_size)
-        planes = {name: _plane(cells, self.signal, name) for name in (RUNS, *self.codec.planes)}
-        runs = decode_runs(
-            planes[RUNS].data.tobytes(), num_tokens=num_tokens, num_scored=num_scored
-        )
-        sample = Sample(
-            sample_id=cells["sample_id"],
-            input_ids_T=ids,
-            spans=tuple(map(_span, cells["spans"])),
-            runs=runs,
-            text=cells.get("text"),
-            messages=_json(cells, "messages"),
-            metadata=_json(cells, "metadata"),
-        )
-        return replace(sample, signal=self.codec.decode(planes, sample.previous_S))
-
-    def addition(self, cells: Mapping[str, Any], sample: Sample) -> SparseSignal:
-        """What an overlay's row adds to a sample; CorruptShardError if it is another's row."""
-        _expect("sample_id", cells["sample_id"], sample.sample_id)
-        _expect("num_scored", int(cells["num_scored"]), sample.num_scored)
-        _expect(RUNS, cells[signal_column(self.signal, RUNS)], encode_runs([sample]).cell(0))
-        planes = {name: _plane(cells, self.signal, name) for name in self.codec.planes}
-        return self.codec.decode(planes, sample.previous_S)
 
 
 class ShardReader:
@@ -115,8 +65,8 @@ class ShardReader:
         """Close the file."""
         self._file.close()
 
-    def row_group(self, group: int) -> pa.Table:
-        """One row group without the columns of other signals.
+    def row_group(self, group: int) -> RowGroup:
+        """The rows of one row group, without the columns of other signals.
 
         Raises CorruptShardError if a page does not match its checksum.
         """
@@ -124,7 +74,7 @@ class ShardReader:
             name for column, covered in self._hashes.items() for name in (*covered, column)
         )
         try:
-            return self._file.read_group(group, list(columns))
+            return RowGroup(self._file.read_group(group, list(columns)))
         except StorageError:
             raise
         except _READ_ERRORS as error:
@@ -148,22 +98,28 @@ class ShardReader:
         group = int(np.searchsorted(self.first_rows, row, side="right")) - 1
         return group, row - int(self.first_rows[group])
 
-    def sample(self, table: pa.Table, group: int, index: int) -> Sample:
-        """The sample at a place of a row group's table, its hash checked and its signal decoded."""
-        return self._decoded(table, group, index, self.decoder.sample)
+    def samples(self, rows: RowGroup, group: int, places: Sequence[int]) -> list[Sample]:
+        """The samples at places of a row group, their hashes checked, their signals decoded."""
+        cells = [self._cells(rows, group, place) for place in places]
+        return self._decoded(cells, group, places, self.decoder.samples)
 
-    def addition(self, table: pa.Table, group: int, index: int, sample: Sample) -> SparseSignal:
-        """What the row at that place, of an overlay's shard, adds to a sample; checked alike."""
+    def additions(
+        self, rows: RowGroup, group: int, places: Sequence[int], samples: Sequence[Sample]
+    ) -> list[SparseSignal]:
+        """What the rows at these places, of an overlay's shard, add to samples; checked alike."""
+        cells = [
+            (self._cells(rows, group, place), sample)
+            for place, sample in zip(places, samples, strict=True)
+        ]
         return self._decoded(
-            table, group, index, lambda cells: self.decoder.addition(cells, sample)
+            cells, group, places, lambda some: self.decoder.additions(*zip(*some, strict=True))
         )
 
-    def _decoded(
-        self, table: pa.Table, group: int, index: int, decode: Callable[[dict[str, Any]], T]
-    ) -> T:
-        row = int(self.first_rows[group]) + index
+    def _cells(self, rows: RowGroup, group: int, place: int) -> dict[str, Any]:
+        """The cells of a row, its hashes checked."""
+        row = int(self.first_rows[group]) + place
         try:
-            cells = {name: _cell(table, name, index) for name in table.column_names}
+            cells = rows.cells(place)
             hashes = [
                 (cells[column], row_hash(covered, cells))
                 for column, covered in self._hashes.items()
@@ -175,9 +131,23 @@ class ShardReader:
         for stored, actual in hashes:
             if stored != actual:
                 raise self._corrupt("row hash differs", row=row, expected=stored, got=actual)
+        return cells
+
+    def _decoded(
+        self,
+        rows: Sequence[A],
+        group: int,
+        places: Sequence[int],
+        decode: Callable[[Sequence[A]], list[B]],
+    ) -> list[B]:
+        """Rows decoded together, or one by one if that fails, so that the error names its row."""
         try:
-            return decode(cells)
+            return decode(rows)
         except (KDStoreError, *_READ_ERRORS) as error:
+            if len(rows) > 1:
+                pairs = zip(rows, places, strict=True)
+                return [self._decoded([r], group, [p], decode)[0] for r, p in pairs]
+            row = int(self.first_rows[group]) + places[0]
             raise self._corrupt("the row does not decode", row=row, got=error) from error
 
     def _open(self, folder: Folder) -> CheckedParquet:
@@ -247,62 +217,3 @@ def _check_schema(schema: pa.Schema, signal: str) -> None:
             if schema.field(name).type != kind:
                 found = schema.field(name).type
                 raise ValueError(f"column {name!r} has type {found}, not {kind}")
-
-
-def _cell(table: pa.Table, name: str, index: int) -> Any:
-    scalar = table.column(name)[index]
-    if not scalar.is_valid:
-        if name not in _NULLABLE:
-            raise ValueError(f"column {name!r} is null")
-        return None
-    if name == "input_ids":
-        if scalar.values.null_count:
-            raise ValueError("a token id is null")
-        return scalar.values.to_numpy()
-    if pa.types.is_large_binary(scalar.type):
-        return scalar.as_buffer().to_pybytes()
-    if name == "spans" and len(scalar) > MAX_SPANS:
-        raise ValueError(f"{len(scalar)} spans, at most {MAX_SPANS}")
-    return scalar.as_py()
-
-
-def _span(cell: dict[str, Any] | None) -> Span:
-    if cell is None or None in cell.values():
-        raise ValueError(f"a span has a null: {cell}")
-    return Span(**cell)
-
-
-def _plane(cells: Mapping[str, Any], signal: str, name: str) -> Plane:
-    data = np.frombuffer(cells[signal_column(signal, name)], dtype=np.uint8)
-    return Plane(data, np.array([0, len(data)]))
-
-
-def _json(cells: Mapping[str, Any], name: str) -> Any:
-    text = cells.get(name)
-    if text is None:
-        return None
-    if len(text) > MAX_JSON_CHARS:
-        raise ValueError(f"{name} of {len(text)} characters, at most {MAX_JSON_CHARS}")
-    try:
-        value = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("JSON nested too deeply") from error
-    if not isinstance(value, _JSON_TYPES[name]):
-        raise ValueError(f"{name} is a {type(value).__name__}")
-    return value
-
-
-def _expect(name: str, got: Any, expected: Any) -> None:
-    if got != expected:
-        raise CorruptShardError(
-            f"{name} differs from the row's content", expected=expected, got=got
-        )
-
-
-def _check_ids(ids: np.ndarray[Any, np.dtype[np.int32]], vocab_size: int) -> None:
-    if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < vocab_size):
-        raise CorruptShardError(
-            "a token id lies outside the vocabulary",
-            expected=f"0 to {vocab_size - 1}",
-            got=f"{int(ids.min())} to {int(ids.max())}",
-        )

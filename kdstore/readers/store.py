@@ -18,9 +18,10 @@ from kdstore.errors import HeaderError, UsageError
 from kdstore.filesystem import Folder
 from kdstore.header import Header, read_header
 from kdstore.layout import HEADER, ID_ORDER, MAIN_SIGNAL, TOKENIZER
-from kdstore.readers.cache import ShardCache
+from kdstore.readers.cache import READ_AHEAD, ShardCache
+from kdstore.readers.decoder import RowDecoder
 from kdstore.readers.overlay import Overlays
-from kdstore.readers.shard import RowDecoder, ShardReader
+from kdstore.readers.shard import ShardReader
 from kdstore.sample import Sample
 
 if TYPE_CHECKING:
@@ -86,25 +87,48 @@ class Store:
 
         Raises CorruptShardError on damage, and UsageError if the store has no such draw.
         """
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[Index]) -> list[Sample]:
+        """Several samples in the order asked for; those of one row group are read together.
+
+        Each is a sample of its own, also where an index comes twice.
+        """
+        wanted = [self._normal(index) for index in indices]
+        by_group: dict[tuple[int, int, int], list[int]] = {}
+        for n, (row, draw) in enumerate(wanted):
+            by_group.setdefault((*self._group_of(row), draw), []).append(n)
+        found: dict[int, Sample] = {}
+        for (unit_index, group, draw), members in sorted(by_group.items()):
+            first = int(self.first_rows[unit_index])
+            rows = [wanted[n][0] - first for n in members]
+            found.update(zip(members, self._read(unit_index, group, rows, draw), strict=True))
+        return [found[n] for n in range(len(wanted))]
+
+    def __iter__(self) -> Iterator[Sample]:
+        for start in range(0, len(self), READ_AHEAD):
+            yield from self.__getitems__(range(start, min(start + READ_AHEAD, len(self))))
+
+    def _normal(self, index: Index) -> tuple[int, int]:
         number, draw = index if isinstance(index, tuple) else (index, 0)
         row = number + len(self) if number < 0 else number
         if not 0 <= row < len(self):
             raise IndexError(f"sample {number} of a store of {len(self)}")
+        return int(row), draw
+
+    def _group_of(self, row: int) -> tuple[int, int]:
+        """The unit's place in the store, and the row group in its shard."""
         unit_index = int(np.searchsorted(self.first_rows, row, side="right")) - 1
-        shard, row = self.shard(unit_index), row - int(self.first_rows[unit_index])
-        group, place = shard.group_of_row(row)
-        sample = shard.sample(self._cache.row_group(shard, group), group, place)
+        group, _ = self.shard(unit_index).group_of_row(row - int(self.first_rows[unit_index]))
+        return unit_index, group
+
+    def _read(self, unit_index: int, group: int, rows: list[int], draw: int) -> list[Sample]:
+        """Samples of one row group, by their rows in the shard."""
+        shard = self.shard(unit_index)
+        places = [row - int(shard.first_rows[group]) for row in rows]
+        samples = shard.samples(self._cache.row_group(shard, group), group, places)
         unit, codec = self.commits[unit_index].unit, self.decoder.codec
-        return self.overlays.extend(sample, unit=unit, row=row, draw=draw, codec=codec)
-
-    def __getitems__(self, indices: Sequence[Index]) -> list[Sample]:
-        """Several samples in the order asked for; neighbours share the reading."""
-        pairs = [index if isinstance(index, tuple) else (index, 0) for index in indices]
-        found = {pair: self[pair] for pair in sorted(set(pairs))}
-        return [found[pair] for pair in pairs]
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
+        return self.overlays.extend(samples, unit=unit, rows=rows, draw=draw, codec=codec)
 
     def with_signal(self, signal: str) -> Store:
         """The same samples with another of the store's signals, at the positions it covers.

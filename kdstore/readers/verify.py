@@ -145,7 +145,7 @@ def _verify_unit(
             sample, fraction=store.header.audit_fraction, seed=store.header.identity["seed"]
         )
         for overlay in filter(None, overlays):
-            _gather(report, overlay.addition, sample, commit.unit, row)
+            _gather(report, overlay.additions, [sample], commit.unit, [row])
     counts = (len(found), sum(tokens for _, tokens in found), scored)
     committed = _counts(commit.shard)
     where = store.folder.location(commit.shard.path)
