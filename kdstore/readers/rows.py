@@ -17,7 +17,16 @@ class RowGroup:
     """A row group's table; ``cells(i)`` are those of row i, by column."""
 
     def __init__(self, table: pa.Table) -> None:
+        self._length = len(table)
         self._columns = {name: _column(name, table[name]) for name in table.column_names}
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns, in order."""
+        return list(self._columns)
 
     def cells(self, index: int) -> dict[str, Any]:
         """All cells of a row; ValueError for a null that may not be one.

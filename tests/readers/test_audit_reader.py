@@ -45,10 +45,10 @@ def test_columns_of_the_audit_come_last_with_their_hash(audited: Path) -> None:
 
 def test_main_is_read_without_the_audit(audited: Path) -> None:
     store = kdstore.open(audited)
-    columns = store.shard(0).row_group(0).cells(0)
+    columns = store.shard(0).row_group(0).columns
     assert columns[-1] == "row_hash"
     assert not [name for name in columns if "audit" in name]
-    both = store.with_signal("audit").shard(0).row_group(0).cells(0)
+    both = store.with_signal("audit").shard(0).row_group(0).columns
     assert both == [*columns, *AUDIT_COLUMNS]
 
 
