@@ -10,6 +10,10 @@ all of them; figures are medians over the rounds, ratios those of the rounds' ra
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +37,21 @@ from kdstore.hashing import RowKeys
 from kdstore.signal import SparseSignal
 
 ROW_GROUP = 64
+_FIRST_USE = """
+import time
+import numpy as np
+from kdstore.codecs import IdOrder, Positions, codec_for
+from kdstore.hashing import RowKeys
+from kdstore.signal import SparseSignal
+
+started, spec = time.perf_counter(), "pps:tau=0.5"
+codec = codec_for(spec, order=IdOrder.identity(10), scalars=())
+signal = SparseSignal.from_arrays(spec, [0, 1], [3], [0.0], tail_N=[False])
+keys = RowKeys.of_samples([("sample", np.arange(1, 2))], seed=0)
+previous = np.zeros(1, dtype=np.int32)
+codec.decode(codec.encode(signal, Positions(keys, np.array([0, 1]), previous)), previous)
+print(time.perf_counter() - started)
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +154,15 @@ def codec_figures(scored: Scored, name: str, *, rounds: int) -> Iterator[tuple[s
     yield f"codec.encode.{short}.positions_per_s", speeds["encode"], "positions/s"
 
 
+def compile_seconds() -> float:
+    """Time of the first encoding and decoding where nothing is compiled yet."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+        program = [sys.executable, "-c", _FIRST_USE]
+        ran = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
+    return float(ran.stdout)
+
+
 def parquet(codec: SignalCodec, planes: Planes) -> bytes:
     """A file of the planes, as shards hold them."""
     columns = {
@@ -163,6 +191,18 @@ def read_parquet(codec: SignalCodec, data: bytes, previous_S: NDArray[np.int32])
     return codec.decode(planes, previous_S)
 
 
+def kl_of_kept(signal: SparseSignal, logprobs_SK: NDArray[np.float32]) -> float:
+    """Mean KL of stored to read entries, both scaled to a sum of one."""
+    p, q = (
+        values - np.logaddexp.reduce(values, axis=1, keepdims=True)
+        for values in (
+            signal.logprobs_N.reshape(logprobs_SK.shape).astype(np.float64),
+            logprobs_SK.astype(np.float64),
+        )
+    )
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
 def distillkit_figures(scored: Scored, *, rounds: int) -> Iterator[tuple[str, float, str]]:
     """The same top 50 in DistillKit's layout, both from a file in memory to arrays and back."""
     signal, positions, S = scored.signals["topk50"], scored.positions, len(scored.squares_S)
@@ -178,6 +218,11 @@ def distillkit_figures(scored: Scored, *, rounds: int) -> Iterator[tuple[str, fl
         },
         rounds=rounds,
     )
+    decoded = read_parquet(codec, ours, positions.previous_S).logprobs_N.reshape(S, -1)
+    ids, logprobs = distillkit_layout.read(theirs)
+    by_id = np.take_along_axis(logprobs, np.argsort(ids, axis=1), 1)
+    yield "codec.file.topk50.kl", kl_of_kept(signal, decoded), "nats, entries sum to one"
+    yield "codec.file.distillkit.kl", kl_of_kept(signal, by_id), "nats, entries sum to one"
     yield "codec.file.topk50.bytes", len(ours) / S, "bytes per position"
     yield "codec.file.distillkit.bytes", len(theirs) / S, "bytes per position"
     for way in ("write", "read"):
@@ -200,6 +245,7 @@ def main(teacher: str, texts: Path, positions: int, quick: bool) -> None:
     for name in SELECTIONS:
         for figure, value, unit in codec_figures(scored, name, rounds=rounds):
             print_figure(figure, float(value), unit, **about)
+    print_figure("codec.compile.pps.seconds", compile_seconds(), "seconds", **about)
     for figure, value, unit in distillkit_figures(scored, rounds=max(3, rounds // 5)):
         print_figure(figure, float(value), unit, **about)
 
