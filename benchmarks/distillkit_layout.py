@@ -1,8 +1,9 @@
 """The layout of DistillKit's stored logits, as a baseline: what it costs to write and to read.
 
 By its published configuration at k = 50: ids bit-packed at 18 bits each in order of probability,
-the largest log-probability exact in bfloat16, the others as a polynomial of their place with three
-float32 coefficients, fitted by least squares. 127 bytes a position before compression.
+the largest log-probability exact in bfloat16, the others a combination of 1, j and the root of j at
+place j, with three float32 coefficients fitted by least squares: 127 bytes a position before
+compression. Of three terms these fit a language model best among those it offers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from kdstore.signal import SparseSignal
 
 K, BITS, TERMS = 50, 18, 3
 ID_BYTES = -(-K * BITS // 8)
-_PLACES = np.vander(np.arange(1, K), TERMS, increasing=True).astype(np.float64)
+_J = np.arange(1, K, dtype=np.float64)
+_PLACES = np.stack([np.ones(K - 1), _J, np.sqrt(_J)], axis=1)
 _FIT = np.linalg.pinv(_PLACES)
 
 
