@@ -3,7 +3,7 @@
 By its published configuration at k = 50: ids bit-packed at 18 bits each in order of probability,
 the largest log-probability exact in bfloat16, the others a combination of 1, j and the root of j at
 place j, with three float32 coefficients fitted by least squares: 127 bytes a position before
-compression. Of three terms these fit a language model best among those it offers.
+compression.
 """
 
 from __future__ import annotations
