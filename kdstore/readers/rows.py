@@ -55,7 +55,7 @@ def _column(name: str, column: pa.ChunkedArray) -> Callable[[int], Any]:
 def _bytes(array: pa.Array) -> Callable[[int], memoryview]:
     _, offsets, data = array.buffers()
     ends = np.frombuffer(offsets, "<i8")[array.offset : array.offset + len(array) + 1].tolist()
-    view = memoryview(data if data is not None else b"")
+    view = memoryview(data if data is not None else b"").cast("B")  # Arrow's bytes are signed
     return lambda index: view[ends[index] : ends[index + 1]]
 
 
