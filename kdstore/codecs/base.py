@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kdstore.codecs.jit import kernel, u
 from kdstore.codecs.order import IdOrder
-from kdstore.codecs.planes import Plane, Planes
+from kdstore.codecs.planes import FreshMemory, Memory, Plane, Planes
 from kdstore.codecs.scalars import decode_scalars, encode_scalars, scalar_planes
 from kdstore.errors import SignalError
 from kdstore.hashing import RowKeys
@@ -73,12 +73,15 @@ class SignalCodec(ABC):
             **encode_scalars(scalars, positions.keys, positions.splits),
         }
 
-    def decode(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
+    def decode(
+        self, planes: Planes, previous_S: NDArray[np.int32], *, memory: Memory | None = None
+    ) -> SparseSignal:
         """The signal of the S positions that the planes hold, entries ascending by id.
 
+        Entries lie in ``memory``, if it is given, and are valid until it is used again.
         Raises CorruptShardError if the planes contradict each other.
         """
-        signal = self.decode_entries(planes, previous_S)
+        signal = self.decode_entries(planes, previous_S, memory or FreshMemory())
         return replace(signal, scalars=decode_scalars(planes, self.scalars, len(previous_S)))
 
     @property
@@ -96,7 +99,9 @@ class SignalCodec(ABC):
         """Planes of entries and rest."""
 
     @abstractmethod
-    def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
+    def decode_entries(
+        self, planes: Planes, previous_S: NDArray[np.int32], memory: FreshMemory
+    ) -> SparseSignal:
         """The signal without its scalars."""
 
     def _check(self, signal: SparseSignal) -> None:

@@ -21,9 +21,9 @@ from kdstore.codecs.ids import (
     read_run,
     successors_of,
 )
-from kdstore.codecs.jit import kernel, u
+from kdstore.codecs.jit import i64, kernel, u
 from kdstore.codecs.options import option
-from kdstore.codecs.planes import Plane, Planes, expect_length
+from kdstore.codecs.planes import FreshMemory, Plane, Planes, expect_length
 from kdstore.codecs.shorts import decode_shorts, encode_shorts, read_stream, short_names
 from kdstore.codecs.sorting import id_buffers, place
 from kdstore.errors import CorruptShardError, SignalError
@@ -72,7 +72,9 @@ class CountsCodec(SignalCodec):
         values = counts[repeated.entries_G] - 2
         return planes | encode_shorts("count", values, repeated.bounds(splits))
 
-    def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
+    def decode_entries(
+        self, planes: Planes, previous_S: NDArray[np.int32], memory: FreshMemory
+    ) -> SparseSignal:
         """Entries whose probability is count / n."""
         S = len(previous_S)
         lengths = [decode_shorts(planes, f"{name}s", length=S) for name in _GROUPS]
@@ -81,7 +83,7 @@ class CountsCodec(SignalCodec):
             expect_length(name, planes[name].data, int(lengths_S.sum()))
         repeated = decode_shorts(planes, "count", length=int(lengths_GS[0].sum()))
         indptr = np.concatenate([[0], np.cumsum(lengths_GS.sum(axis=0))])
-        ids_N, counts_N = np.empty((2, indptr[-1]), dtype=np.int32)
+        ids_N, counts_N, logprobs_N = memory.empty(int(indptr[-1]), "<i4", "<i4", "<f4")
         status, row = _decode(
             lengths_GS,
             previous_S,
@@ -96,8 +98,11 @@ class CountsCodec(SignalCodec):
         if status:
             what, expected = _WRONG[status]
             raise CorruptShardError(what, where=f"position {row}", expected=expected)
-        logprobs = np.log(np.arange(1, counts_N.max(initial=1) + 1) / self.rounds)[counts_N - 1]
-        return SparseSignal.from_arrays(self.selection, indptr, ids_N, logprobs, counts_N=counts_N)
+        table = np.log(np.arange(1, counts_N.max(initial=1) + 1) / self.rounds)
+        logprobs_N[:] = table.astype(np.float32)[counts_N - 1]
+        return SparseSignal.from_arrays(
+            self.selection, indptr, ids_N, logprobs_N, counts_N=counts_N
+        )
 
     def _checked_counts(self, signal: SparseSignal) -> NDArray[np.int64]:
         if signal.counts_N is None:
@@ -145,7 +150,7 @@ def _decode(
         left = rounds - singles
         for j in range(repeats + singles):
             slot = indptr[s] + places[u(j)]
-            drawn = int(repeated[u(at + j)]) + 2 if j < repeats else 1
+            drawn = i64(repeated[u(at + j)]) + 2 if j < repeats else 1
             ids_N[u(slot)], counts_N[u(slot)] = ids[u(j)], drawn
             left -= drawn if j < repeats else 0
         if left != 0:

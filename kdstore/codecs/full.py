@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from kdstore.codecs.base import Positions, SignalCodec
 from kdstore.codecs.ids import check_ids
-from kdstore.codecs.planes import Plane, Planes, byte_names, decode_bytes, encode_bytes
+from kdstore.codecs.planes import FreshMemory, Plane, Planes, byte_names, decode_bytes, encode_bytes
 from kdstore.errors import CorruptShardError
 from kdstore.signal import SparseSignal, segment_sum
 
@@ -35,7 +35,9 @@ class FullCodec(SignalCodec):
         dense[signal.rows_N, signal.ids_N] = np.clip(signal.logprobs_N, _LOWEST, 0)
         return encode_bytes("half", dense.reshape(-1), positions.splits * V)
 
-    def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
+    def decode_entries(
+        self, planes: Planes, previous_S: NDArray[np.int32], memory: FreshMemory
+    ) -> SparseSignal:
         """Entries of all tokens that have one."""
         S, V = len(previous_S), self.order.vocab_size
         halves = decode_bytes(planes, "half", dtype="<f2", length=S * V)

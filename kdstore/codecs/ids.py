@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kdstore.codecs.jit import inlined, kernel, u
+from kdstore.codecs.jit import i64, inlined, kernel, u
 from kdstore.codecs.order import IdOrder, slot_of
 from kdstore.codecs.shorts import ONE, read_long
 from kdstore.codecs.sorting import id_buffers, place
@@ -105,20 +105,20 @@ def _group(
         start, n = indptr[s], indptr[s + 1] - indptr[s]
         low, count = successors_of(previous[s], first)
         for j in range(n):
-            token = int(ids[u(start + j)])
+            token = i64(ids[u(start + j)])
             rank = count + rank_of[u(token)]
             if count:
                 slot = slot_of(token, low, count, followers)
                 if followers[u(slot)] >= 0:
-                    rank = int(place_of[u(slot)])
-            keys[u(j)] = int(group[u(start + j)]) << _RANK_BITS | rank
+                    rank = i64(place_of[u(slot)])
+            keys[u(j)] = i64(group[u(start + j)]) << _RANK_BITS | rank
         place(keys, n, places)
         for j in range(n):
             at_place[u(places[u(j)])] = j
         before, of = -1, -1
         for i in range(n):
             j = at_place[u(i)]
-            g, rank = keys[u(j)] >> _RANK_BITS, int(keys[u(j)]) & _RANK
+            g, rank = keys[u(j)] >> _RANK_BITS, i64(keys[u(j)]) & _RANK
             if g != of:
                 before, of = -1, g
             gaps[u(cursor[u(g)])] = rank - before - 1
@@ -150,7 +150,7 @@ def read_run(
     beyond = len(token_of) - vocab_size - count
     rank = -1
     for i in range(length):
-        gap = int(codes[u(at + i)])
+        gap = i64(codes[u(at + i)])
         if gap >= ONE:
             gap, at_extra = read_long(gap, extra, at_extra)
             if gap < 0:

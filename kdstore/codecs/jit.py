@@ -14,6 +14,9 @@ import numba
 import numpy as np
 
 u = np.uint64  # numba takes a signed index for one that may count from the end, at a third of speed
+i64 = cast(
+    "Callable[[Any], int]", np.int64
+)  # int() of an unsigned number is unsigned, and mixes to floats
 F = TypeVar("F", bound=Callable[..., object])
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from kdstore.arrowfile import read_ipc
-from kdstore.codecs.jit import kernel, u
+from kdstore.codecs.jit import i64, kernel, u
 from kdstore.errors import HeaderError
 from kdstore.hashing import sha256_hex
 
@@ -86,7 +86,7 @@ def _fill(
     for previous in range(len(first_V1) - 1):
         low, count = first_V1[previous], first_V1[previous + 1] - first_V1[previous]
         for i in range(count):
-            slot = slot_of(int(ids_P[low + i]), low, count, keys)
+            slot = slot_of(i64(ids_P[low + i]), low, count, keys)
             keys[slot], values[slot] = ids_P[low + i], i
 
 

@@ -63,3 +63,31 @@ def expect_length(name: str, data: Sequence[Any] | NDArray[Any], expected: int) 
         raise CorruptShardError(
             f"plane {name!r} has the wrong length", expected=expected, got=len(data)
         )
+
+
+class FreshMemory:
+    """Where decoded entries go unless a ``Memory`` is given."""
+
+    def empty(self, length: int, *dtypes: Any) -> tuple[NDArray[Any], ...]:
+        """Uninitialised arrays of one length."""
+        return tuple(np.empty(length, dtype=dtype) for dtype in dtypes)
+
+
+class Memory(FreshMemory):
+    """Arrays of entries in memory that is used again and again.
+
+    Fresh memory costs a page fault every 4 KB, a fifth of the time of decoding. What is decoded
+    into a Memory is valid until something else is decoded into it.
+    """
+
+    def __init__(self) -> None:
+        self._block = np.empty(0, dtype=np.uint8)
+
+    def empty(self, length: int, *dtypes: Any) -> tuple[NDArray[Any], ...]:
+        """Uninitialised arrays of one length; those before them are given up."""
+        sizes = [length * np.dtype(dtype).itemsize for dtype in dtypes]
+        starts = np.cumsum([0, *(-(-size // 64) * 64 for size in sizes)]).tolist()
+        if starts[-1] > len(self._block):
+            self._block = np.empty(starts[-1] + starts[-1] // 4, dtype=np.uint8)
+        parts = zip(starts, sizes, dtypes, strict=False)
+        return tuple(self._block[start : start + size].view(dtype) for start, size, dtype in parts)

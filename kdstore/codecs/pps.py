@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from kdstore.codecs.base import Positions, SignalCodec
 from kdstore.codecs.ids import WRONG, Group, grouped_runs
 from kdstore.codecs.options import option
-from kdstore.codecs.planes import Plane, Planes, expect_length
+from kdstore.codecs.planes import FreshMemory, Plane, Planes, expect_length
 from kdstore.codecs.pps_kernels import (
     BAD_EXACT,
     LEFT_OUT,
@@ -137,16 +137,17 @@ class PPSCodec(SignalCodec):
             raise SignalError(what, where=f"position {row} of the signal", expected=expected)
         return group_N, code_N, weight_S, exact_S
 
-    def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
+    def decode_entries(
+        self, planes: Planes, previous_S: NDArray[np.int32], memory: FreshMemory
+    ) -> SparseSignal:
         """Entries that sum to one; ``tail_N`` marks the sampled ones."""
-        counts, indptr, stored = _read_counts(planes, len(previous_S))
+        indptr, stored = _read_counts(planes, len(previous_S))
         with np.errstate(divide="ignore"):
             log_counts = np.log(np.arange(stored[-1] + 1))
-        ids_N = np.empty(indptr[-1], dtype=np.int32)
-        logprobs_N = np.empty(indptr[-1], dtype=np.float32)
-        tail_N = np.empty(indptr[-1], dtype=np.bool_)
+        ids_N, logprobs_N, tail_N = memory.empty(int(indptr[-1]), "<i4", "<f4", "?")
         status, row = decode_positions(
-            *counts,
+            planes["counts"].data,
+            planes["more"].data,
             previous_S,
             (self.order.token_of, self.order.successors.first_V1),
             tuple(read_stream(planes, name) for name in _RUNS),
@@ -200,16 +201,13 @@ def _count_planes(counts: _Counts, splits: NDArray[np.int64]) -> dict[str, Plane
     return {"counts": Plane(codes, splits), "more": Plane(more, ends[splits])}
 
 
-def _read_counts(
-    planes: Planes, num_scored: int
-) -> tuple[_Counts, NDArray[np.int64], NDArray[np.int64]]:
-    """Counts, ``indptr`` and what is stored, as ``read_counts`` gives it."""
+def _read_counts(planes: Planes, num_scored: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """``indptr``, and what is stored, as ``read_counts`` gives it."""
     codes, more = planes["counts"].data, planes["more"].data
     expect_length("counts", codes, num_scored)
-    counts = _Counts(np.empty((3, num_scored), np.int64), np.empty(num_scored, np.bool_))
     indptr = np.zeros(num_scored + 1, dtype=np.int64)
     stored = np.zeros(7, dtype=np.int64)
-    if read_counts(codes, more, *counts, indptr, stored) != len(more):
+    if read_counts(codes, more, indptr, stored) != len(more):
         raise CorruptShardError(
             "planes 'counts' and 'more' disagree",
             expected="at least one entry a position, and counts that say what 'more' holds",
@@ -217,7 +215,7 @@ def _read_counts(
     for name, length in zip((*_RUNS, "value", "weight"), stored.tolist(), strict=False):
         expect_length(name, planes[name].data, length)
     expect_length("exact", planes["exact"].data, 4 * int(stored[5]))
-    return counts, indptr, stored
+    return indptr, stored
 
 
 def _exact_plane(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.codecs.ids import BAD_RANK, NEXT_STATUS, TWICE, UNUSED, read_run, successors_of
-from kdstore.codecs.jit import inlined, kernel, u
+from kdstore.codecs.jit import i64, inlined, kernel, u
 from kdstore.codecs.shorts import ONE, read_long
 from kdstore.codecs.sorting import id_buffers, place
 
@@ -42,14 +42,14 @@ def round_positions(
     """
     step = tau / HEAD_STEPS
     for s in range(len(indptr) - 1):
-        top, tails, log_weight = np.int64(-1), np.int64(0), np.float32(0)
+        top, tails, log_weight = i64(-1), i64(0), np.float32(0)
         for i in range(indptr[s], indptr[s + 1]):
             if tail[u(i)]:
                 if tails and logprobs[u(i)] != log_weight:
                     return 1, s
                 tails, log_weight = tails + 1, logprobs[u(i)]
             elif top < 0 or logprobs[u(i)] > logprobs[u(top)]:
-                top = np.int64(i)
+                top = i64(i)
         for i in range(indptr[s], indptr[s + 1]):
             group_N[u(i)] = TAIL if tail[u(i)] else HEAD
         if top < 0:
@@ -69,7 +69,7 @@ def round_positions(
                 code = np.floor(value)
                 before = np.floor(run)
                 run += value - code
-                code_N[u(i)] = np.int64(code + np.floor(run) - before)
+                code_N[u(i)] = i64(code + np.floor(run) - before)
                 if code_N[u(i)] == 0:
                     group_N[u(i)] = LEFT_OUT
                 left -= value * step
@@ -90,40 +90,42 @@ def round_positions(
     return 0, 0
 
 
+@inlined
+def entries_of(codes: NDArray[Any], more: NDArray[Any], s: int, at: int) -> tuple[int, int, int]:
+    """Heads and tails of a position, and the next byte of ``more``: -1 if it runs out."""
+    heads, tails = i64(codes[s]) >> 4, i64(codes[s]) & 15
+    exact = codes[s] == 0
+    if exact or heads == MANY:
+        if at + 2 > len(more):
+            return 0, 0, -1
+        heads += i64(more[u(at)]) | i64(more[u(at + 1)]) << 8
+        at += 2
+    if exact or tails == MANY:
+        if at + 2 > len(more):
+            return 0, 0, -1
+        tails += i64(more[u(at)]) | i64(more[u(at + 1)]) << 8
+        at += 2
+    return heads, tails, at
+
+
 @kernel
 def read_counts(
-    codes: NDArray[Any],
-    more: NDArray[Any],
-    lengths_GS: NDArray[Any],
-    exact_S: NDArray[Any],
-    indptr: NDArray[Any],
-    stored: NDArray[Any],
+    codes: NDArray[Any], more: NDArray[Any], indptr: NDArray[Any], stored: NDArray[Any]
 ) -> int:
     """Used bytes of ``more``, or -1 if they run out or a position has no entry.
 
-    Fills the lengths of the runs, and how much is ``stored``: entries of top, head and tail,
-    values, weights, exact values, and the longest tail.
+    Fills how much is ``stored``: entries of top, head and tail, values, weights, exact values, and
+    the longest tail.
     """
     at = 0
     for s in range(len(codes)):
+        heads, tails, at = entries_of(codes, more, s, at)
         exact = codes[s] == 0
-        heads, tails = int(codes[s]) >> 4, int(codes[s]) & 15
-        if exact or heads == MANY:
-            if at + 2 > len(more):
-                return -1
-            heads += int(more[at]) | int(more[at + 1]) << 8
-            at += 2
-        if exact or tails == MANY:
-            if at + 2 > len(more):
-                return -1
-            tails += int(more[at]) | int(more[at + 1]) << 8
-            at += 2
-        if heads + tails == 0 or (exact and heads == 0):
+        if at < 0 or heads + tails == 0 or (exact and heads == 0):
             return -1
         top = min(heads, 1)
         others, weights = heads - top, 1 if top and tails else 0
-        exact_S[s], indptr[s + 1] = exact, indptr[s] + heads + tails
-        lengths_GS[0, s], lengths_GS[1, s], lengths_GS[2, s] = top, others, tails
+        indptr[s + 1] = indptr[s] + heads + tails
         stored[0] += top
         stored[1] += others
         stored[2] += tails
@@ -138,8 +140,8 @@ def read_counts(
 
 @kernel
 def decode_positions(
-    lengths_GS: NDArray[Any],
-    exact_S: NDArray[Any],
+    codes: NDArray[Any],
+    more: NDArray[Any],
     previous_S: NDArray[Any],
     order: tuple[NDArray[Any], ...],
     runs: tuple[tuple[NDArray[Any], ...], ...],
@@ -158,19 +160,21 @@ def decode_positions(
     ids, places = id_buffers(indptr)
     logprobs, V = np.empty(len(ids), dtype=np.float32), len(first) - 1
     at_top, at_head, at_tail, at_value, at_weight, at_exact = 0, 0, 0, 0, 0, 0
-    top_extra, head_extra, tail_extra, value_extra = 0, 0, 0, 0
-    for s in range(len(exact_S)):
-        tops, heads, tails = lengths_GS[0, s], lengths_GS[1, s], lengths_GS[2, s]
+    top_extra, head_extra, tail_extra, value_extra, at_more = 0, 0, 0, 0, 0
+    for s in range(len(codes)):
+        heads, tails, at_more = entries_of(codes, more, s, at_more)
+        tops = min(heads, 1)
         low, count = successors_of(previous_S[s], first)
         top_extra = read_run(top, at_top, top_extra, tops, token_of, V, low, count, ids, 0)
-        head_extra = read_run(head, at_head, head_extra, heads, token_of, V, low, count, ids, tops)
-        heads += tops
+        head_extra = read_run(
+            head, at_head, head_extra, heads - tops, token_of, V, low, count, ids, tops
+        )
         tail_extra = read_run(tail, at_tail, tail_extra, tails, token_of, V, low, count, ids, heads)
         if top_extra < 0 or head_extra < 0 or tail_extra < 0:
             return BAD_RANK, s
         at_top, at_head, at_tail = at_top + tops, at_head + heads - tops, at_tail + tails
         log_weight, taken = -log_count[u(tails)], 0
-        if exact_S[s]:
+        if codes[s] == 0:
             stored = exact[at_exact : at_exact + heads - 1 + (tails > 0)]
             log_weight = read_exact(stored, heads, tails, logprobs)
             if log_weight > 0:
@@ -197,7 +201,7 @@ def decode_positions(
             ids_N[u(slot)], tail_N[u(slot)] = ids[u(j)], j >= heads
             logprobs_N[u(slot)] = logprobs[u(j)] if j < heads else log_weight
     used = top_extra == len(top[1]) and head_extra == len(head[1]) and tail_extra == len(tail[1])
-    return (0 if used and value_extra == len(values[1]) else UNUSED), len(exact_S)
+    return (0 if used and value_extra == len(values[1]) else UNUSED), len(codes)
 
 
 @inlined
@@ -205,7 +209,7 @@ def tail_units(weight: int, tails: int) -> int:
     """The mass of a tail in units of tau / 6, or zero if there is no such weight."""
     if weight > TAIL_STEPS:
         return 0
-    return TAIL_UNITS * (TAIL_STEPS * (tails - 1) + int(weight))
+    return TAIL_UNITS * (TAIL_STEPS * (tails - 1) + i64(weight))
 
 
 @inlined
@@ -221,7 +225,7 @@ def read_heads(
     """Fills the heads but the largest; what they and ``taken`` take (-1: too much), next extra."""
     codes, extra = values
     for j in range(1, heads):
-        code = int(codes[u(at + j - 1)])
+        code = i64(codes[u(at + j - 1)])
         if code >= ONE:
             code, at_extra = read_long(code, extra, at_extra)
         taken += HEAD_UNITS * code

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kdstore.codecs.base import Positions, SignalCodec
 from kdstore.codecs.ids import BAD_RANK, NOWHERE, TWICE, UNUSED, WRONG, grouped_runs, read_run
 from kdstore.codecs.jit import kernel, u
-from kdstore.codecs.planes import Plane, Planes, expect_length
+from kdstore.codecs.planes import FreshMemory, Plane, Planes, expect_length
 from kdstore.codecs.shorts import MISSING, decode_shorts, encode_shorts, read_stream, short_names
 from kdstore.codecs.sorting import id_buffers, place
 from kdstore.errors import CorruptShardError, SignalError
@@ -77,7 +77,9 @@ class RankedCodec(SignalCodec):
             planes[f"value/{index}"] = Plane(codes[class_N == index], ends[splits])
         return planes
 
-    def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
+    def decode_entries(
+        self, planes: Planes, previous_S: NDArray[np.int32], memory: FreshMemory
+    ) -> SparseSignal:
         """Entries scaled to a sum of one minus the rest."""
         S = len(previous_S)
         lengths = decode_shorts(planes, "entries", length=S).astype(np.int64)
@@ -89,8 +91,7 @@ class RankedCodec(SignalCodec):
         rest_S = rest_values(rest)
         with np.errstate(divide="ignore"):
             log_kept_S = np.log(-np.expm1(rest_S))
-        ids_N = np.empty(indptr[-1], dtype=np.int32)
-        logprobs_N = np.empty(indptr[-1], dtype=np.float32)
+        ids_N, logprobs_N = memory.empty(int(indptr[-1]), "<i4", "<f4")
         status, row = _decode(
             read_stream(planes, "id"),
             self.order.id_of_V,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.codecs.base import Positions, SignalCodec
-from kdstore.codecs.planes import Plane, Planes
+from kdstore.codecs.planes import FreshMemory, Plane, Planes
 from kdstore.codecs.scalars import encode_scalars
 from kdstore.signal import SparseSignal
 
@@ -32,6 +32,8 @@ class ScalarsCodec(SignalCodec):
         """No planes."""
         return {}
 
-    def decode_entries(self, planes: Planes, previous_S: NDArray[np.int32]) -> SparseSignal:
+    def decode_entries(
+        self, planes: Planes, previous_S: NDArray[np.int32], memory: FreshMemory
+    ) -> SparseSignal:
         """A signal of S positions without an entry."""
         return SparseSignal.from_arrays(self.selection, np.zeros(len(previous_S) + 1), [], [])

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdstore.codecs.jit import kernel, u
+from kdstore.codecs.jit import i64, kernel, u
 from kdstore.codecs.planes import Plane, Planes
 from kdstore.errors import CorruptShardError, SignalError
 
@@ -97,7 +97,7 @@ def _pack(
     at = 0
     for b in range(len(splits) - 1):
         for i in range(splits[b], splits[b + 1]):
-            value = int(values[u(i)])
+            value = i64(values[u(i)])
             if value < 0 or (value >= LIMIT and value != MISSING):
                 return i
             if value < ONE:
@@ -131,15 +131,15 @@ def read_long(code: int, extra: NDArray[Any], at: int) -> tuple[int, int]:
     if code < TWO:
         if at + 1 > len(extra):
             return -1, at
-        return ONE + ((code - ONE) << 8) + int(extra[u(at)]), at + 1
+        return ONE + ((code - ONE) << 8) + i64(extra[u(at)]), at + 1
     if code == NONE:
         return -2, at
     if at + (2 if code < THREE else 3) > len(extra):
         return -1, at
-    low = int(extra[u(at)]) | int(extra[u(at + 1)]) << 8
+    low = i64(extra[u(at)]) | i64(extra[u(at + 1)]) << 8
     if code < THREE:
         return TWO_START + ((code - TWO) << 16) + low, at + 2
-    return THREE_START + (low | int(extra[u(at + 2)]) << 16), at + 3
+    return THREE_START + (low | i64(extra[u(at + 2)]) << 16), at + 3
 
 
 @kernel
@@ -147,7 +147,7 @@ def _expand(codes: NDArray[Any], extra: NDArray[Any], values: NDArray[Any], none
     """Extra bytes used, or -1 if they run out or a code is none where it must not be."""
     at = 0
     for i in range(len(codes)):
-        value = int(codes[u(i)])
+        value = i64(codes[u(i)])
         if value >= ONE:
             value, at = read_long(value, extra, at)
             if value == -1 or (value == -2 and not none):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdstore.codecs.jit import inlined, kernel, u
+from kdstore.codecs.jit import i64, inlined, kernel, u
 
 _COUNTING = 512  # beyond this many ids sorting is faster than comparing all with all
 _LANES = 64
@@ -47,7 +47,7 @@ def place(ids: NDArray[Any], length: int, places: NDArray[Any]) -> bool:
             places[u(i)] += smaller
     total = 0
     for i in range(length):
-        total += int(places[u(i)])
+        total += i64(places[u(i)])
     return total == length * (length - 1) // 2
 
 
@@ -55,7 +55,7 @@ def place(ids: NDArray[Any], length: int, places: NDArray[Any]) -> bool:
 def _place_many(ids: NDArray[Any], length: int, places: NDArray[Any]) -> bool:
     keys = np.empty(length, dtype=np.int64)
     for i in range(length):
-        keys[i] = np.int64(ids[i]) << 32 | i
+        keys[i] = i64(ids[i]) << 32 | i
     keys.sort()
     for j in range(length):
         places[keys[j] & 0xFFFFFFFF] = j

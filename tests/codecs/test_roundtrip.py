@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kdstore.codecs import IdOrder, Positions, codec_for
 from kdstore.codecs.base import SignalCodec
 from kdstore.codecs.order import Successors
+from kdstore.codecs.planes import Memory
 from kdstore.codecs.ranked import FLOOR, VALUE_STEPS
 from kdstore.errors import CorruptShardError, SignalError
 from kdstore.hashing import RowKeys
@@ -253,3 +254,23 @@ def test_an_id_stored_twice_in_a_position_is_corrupt() -> None:
     twice = {**planes, "tail": planes["top"]}
     with pytest.raises(CorruptShardError, match="twice"):
         codec.decode(twice, positions.previous_S)
+
+
+@pytest.mark.parametrize("spec", ["pps:tau=0.06", "counts:n=50", "topk:k=5"])
+def test_memory_that_is_used_again(spec: str) -> None:
+    memory = Memory()
+    arrays = []
+    for rows in (3, 40, 2):
+        signal = select_rows(torch.randn(rows, 300), spec)
+        codec = codec_for(signal.selection, order=order_of(300), scalars=())
+        planes, previous = codec.encode(signal, positions_of(rows)), positions_of(rows).previous_S
+        fresh, reused = (
+            codec.decode(planes, previous),
+            codec.decode(planes, previous, memory=memory),
+        )
+        for name in ("indptr", "ids_N", "logprobs_N", "rest_S", "counts_N", "tail_N"):
+            if (expected := getattr(fresh, name)) is not None:
+                np.testing.assert_array_equal(getattr(reused, name), expected)
+        arrays.append(reused.ids_N)
+    assert np.shares_memory(arrays[1], arrays[2])
+    assert not np.shares_memory(arrays[0], arrays[1])  # it had to grow
