@@ -13,10 +13,11 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
-u = np.uint64  # numba takes a signed index for one that may count from the end, at a third of speed
-i64 = cast(
-    "Callable[[Any], int]", np.int64
-)  # int() of an unsigned number is unsigned, and mixes to floats
+# An index: numba takes a signed one for one that may count from the end, which is slower. What is
+# not sure to be within an array must be checked before, and a negative one is far outside.
+u = np.uint64
+# An integer: int() of an unsigned number stays unsigned, and mixed with signed ones becomes a float.
+i64 = cast("Callable[[Any], int]", np.int64)
 F = TypeVar("F", bound=Callable[..., object])
 
 
