@@ -16,7 +16,7 @@ import numpy as np
 # An index: numba takes a signed one for one that may count from the end, which is slower. What is
 # not sure to be within an array must be checked before, and a negative one is far outside.
 u = np.uint64
-# An integer: int() of an unsigned number stays unsigned, and mixed with signed ones becomes a float.
+# An integer: int() of an unsigned number stays unsigned, and mixed with a signed one makes a float.
 i64 = cast("Callable[[Any], int]", np.int64)
 F = TypeVar("F", bound=Callable[..., object])
 
