@@ -19,6 +19,7 @@ from kdstore.codecs.ids import (
     WRONG,
     grouped_runs,
     read_run,
+    refuse,
     successors_of,
 )
 from kdstore.codecs.jit import i64, kernel, u
@@ -26,7 +27,7 @@ from kdstore.codecs.options import option
 from kdstore.codecs.planes import FreshMemory, Plane, Planes, expect_length
 from kdstore.codecs.shorts import decode_shorts, encode_shorts, read_stream, short_names
 from kdstore.codecs.sorting import id_buffers, place
-from kdstore.errors import CorruptShardError, SignalError
+from kdstore.errors import SignalError
 from kdstore.signal import SparseSignal, segment_sum
 
 MAX_ROUNDS = 1 << 20
@@ -95,9 +96,7 @@ class CountsCodec(SignalCodec):
             ids_N,
             counts_N,
         )
-        if status:
-            what, expected = _WRONG[status]
-            raise CorruptShardError(what, where=f"position {row}", expected=expected)
+        refuse(status, row, _WRONG)
         table = np.log(np.arange(1, counts_N.max(initial=1) + 1) / self.rounds)
         logprobs_N[:] = table.astype(np.float32)[counts_N - 1]
         return SparseSignal.from_arrays(

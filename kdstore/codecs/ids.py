@@ -6,6 +6,7 @@ minus one. A position may have several runs, one of each group of its entries.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,13 +17,11 @@ from kdstore.codecs.jit import i64, inlined, kernel, u
 from kdstore.codecs.order import IdOrder, slot_of
 from kdstore.codecs.shorts import ONE, read_long
 from kdstore.codecs.sorting import id_buffers, place
-from kdstore.errors import SignalError
+from kdstore.errors import CorruptShardError, SignalError
 
 _RANK_BITS = 28  # ranks stay below twice the vocabulary, groups below eight
 _RANK = (1 << _RANK_BITS) - 1
 NOWHERE = -1  # a previous token that is none: ranks go by the whole vocabulary
-
-
 BAD_RANK, TWICE, UNUSED, NEXT_STATUS = range(1, 5)  # what a decoding kernel finds wrong
 WRONG = {
     BAD_RANK: ("an id outside the vocabulary, or too few extra bytes", "ranks of the id order"),
@@ -73,6 +72,13 @@ def grouped_runs(
         Group(gaps[start:end], entries[start:end], lengths[index])
         for index, (start, end) in enumerate(pairwise(starts))
     ][:num_groups]
+
+
+def refuse(status: int, row: int, wrong: Mapping[int, tuple[str, str]] = WRONG) -> None:
+    """CorruptShardError for what a decoding kernel found wrong at a position; none for status 0."""
+    if status:
+        what, expected = wrong[status]
+        raise CorruptShardError(what, where=f"position {row}", expected=expected)
 
 
 def check_ids(ids_N: NDArray[np.int32], vocab_size: int) -> None:

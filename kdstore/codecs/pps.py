@@ -15,13 +15,13 @@ where pps puts it, the position's values are stored exactly (decided before draw
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.codecs.base import Positions, SignalCodec
-from kdstore.codecs.ids import WRONG, Group, grouped_runs
+from kdstore.codecs.ids import WRONG, Group, grouped_runs, refuse
 from kdstore.codecs.options import option
 from kdstore.codecs.planes import FreshMemory, Plane, Planes, expect_length
 from kdstore.codecs.pps_kernels import (
@@ -50,13 +50,6 @@ _WRONG = {
     OFF_GRID: ("a code lies outside its grid", "positive weights that leave the largest some"),
     BAD_EXACT: ("exact values are no log-probabilities", "values that leave the largest some"),
 }
-
-
-class _Counts(NamedTuple):
-    """int64 [3, S] tops, other heads and tails of each position; which are stored exactly."""
-
-    lengths_GS: NDArray[np.int64]
-    exact_S: NDArray[np.bool_]
 
 
 class PPSCodec(SignalCodec):
@@ -94,12 +87,11 @@ class PPSCodec(SignalCodec):
             previous_S=positions.previous_S,
             order=self.order,
         )
-        counts = _Counts(np.stack([group.lengths_S for group in (top, head, tail)]), exact_S)
         weighted = (top.lengths_S > 0) & (tail.lengths_S > 0)
         coded = ~np.repeat(exact_S, head.lengths_S)
         splits = positions.splits
         return {
-            **_count_planes(counts, splits),
+            **_count_planes(top.lengths_S + head.lengths_S, tail.lengths_S, exact_S, splits),
             **encode_shorts("top", top.gaps_G, top.bounds(splits)),
             **encode_shorts("head", head.gaps_G, head.bounds(splits)),
             **encode_shorts("tail", tail.gaps_G, tail.bounds(splits)),
@@ -160,9 +152,7 @@ class PPSCodec(SignalCodec):
             logprobs_N,
             tail_N,
         )
-        if status:
-            what, expected = _WRONG[status]
-            raise CorruptShardError(what, where=f"position {row}", expected=expected)
+        refuse(status, row, _WRONG)
         return SparseSignal.from_arrays(self.selection, indptr, ids_N, logprobs_N, tail_N=tail_N)
 
     @cached_property
@@ -181,10 +171,14 @@ def _checked_tail(signal: SparseSignal) -> NDArray[np.bool_]:
     return signal.tail_N
 
 
-def _count_planes(counts: _Counts, splits: NDArray[np.int64]) -> dict[str, Plane]:
+def _count_planes(
+    heads_S: NDArray[np.int64],
+    tails_S: NDArray[np.int64],
+    exact_S: NDArray[np.bool_],
+    splits: NDArray[np.int64],
+) -> dict[str, Plane]:
     """A byte each; 0 for an exact position. ``more`` holds uint16 of what a nibble cannot."""
-    lengths, exact_S = counts
-    both = np.stack([lengths[0] + lengths[1], lengths[2]], axis=1)
+    both = np.stack([heads_S, tails_S], axis=1)
     nibbles = np.minimum(both, MANY) @ [16, 1]
     codes = np.where(exact_S, 0, nibbles).astype(np.uint8)
     start = np.where(exact_S, 0, MANY)

@@ -67,7 +67,11 @@ class RowDecoder:
         )
 
     def _signals(self, rows: Sequence[Cells], samples: Sequence[Sample]) -> list[SparseSignal]:
-        """The signal of each row, all decoded together."""
+        """The signal of each row, all decoded together.
+
+        Rows forged with right hashes could make up for each other's lengths; ``verify`` reads each
+        alone.
+        """
         planes = {
             name: _plane([cells[signal_column(self.signal, name)] for cells in rows])
             for name in self.codec.planes

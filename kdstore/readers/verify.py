@@ -11,14 +11,12 @@ import xxhash
 from kdstore.align.tokenizer_files import TOKENIZER_FILE
 from kdstore.audit import audit_runs
 from kdstore.commit import Commit, ShardRecord, read_part
-from kdstore.errors import CorruptShardError, HeaderError, KDStoreError, StorageError
+from kdstore.errors import HeaderError, KDStoreError, StorageError
 from kdstore.filesystem import Folder
 from kdstore.hashing import sha256_hex
 from kdstore.layout import AUDIT_SIGNAL, PLAN, TOKENIZER, commit_path
 from kdstore.overlay import Overlay
 from kdstore.readers.overlay import OverlayReader
-from kdstore.readers.rows import RowGroup
-from kdstore.readers.shard import ShardReader
 from kdstore.readers.store import Store
 from kdstore.sample import Sample
 from kdstore.writers.plan import Plan
@@ -235,18 +233,7 @@ def _samples(store: Store, index: int, report: VerifyReport) -> Iterator[tuple[i
         return
     for group in range(shard.num_row_groups):
         rows = _gather(report, shard.row_group, group)
-        if rows is not None:
-            first = int(shard.first_rows[group])
-            yield from ((first + place, s) for place, s in _group(shard, rows, group, report))
-
-
-def _group(
-    shard: ShardReader, rows: RowGroup, group: int, report: VerifyReport
-) -> Iterator[tuple[int, Sample]]:
-    places = range(len(rows))
-    try:
-        yield from enumerate(shard.samples(rows, group, places))
-        return
-    except CorruptShardError:  # one by one, so that every row that is damaged is told
-        found = [_gather(report, shard.samples, rows, group, [place]) for place in places]
-    yield from ((place, sample) for place in places for sample in found[place] or [])
+        for place in range(len(rows) if rows is not None else 0):
+            # One by one: every damaged row is told, and none can make up for what another lacks.
+            for sample in _gather(report, shard.samples, rows, group, [place]) or []:
+                yield int(shard.first_rows[group]) + place, sample
