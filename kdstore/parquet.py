@@ -22,7 +22,7 @@ MAX_FOOTER_BYTES = 1 << 24
 MAX_GROUP_BYTES = 1 << 30
 MAX_RATIO = 64
 _MAX_CONTAINER = 1 << 16  # elements of a list in a footer: columns, row groups
-_NULLABLE = ("text", "messages", "metadata")
+NULLABLE = ("text", "messages", "metadata")
 _VALUE_BYTES = 4  # the least that a plain value takes that is no bool
 _CELLS_PER_BYTE = 64  # of a small table's file: equal cells take next to nothing
 
@@ -153,7 +153,7 @@ def _check_plain(chunk: Chunk, rows: int) -> None:
     nested = ".list." in chunk.name
     values = chunk.num_values - rows * nested
     least = values // 8 if chunk.is_bool else _VALUE_BYTES * values
-    if chunk.name in _NULLABLE:
+    if chunk.name in NULLABLE:
         least = 0
     if least > chunk.uncompressed_bytes or (not nested and chunk.num_values != rows):
         raise ValueError(

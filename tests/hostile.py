@@ -132,7 +132,11 @@ def read_all(store: Path) -> list[Sample]:
     for name in opened.header.identity["signals"]:
         one = opened.with_signal(name)
         for draw in range(one.num_draws):
-            samples += [one[index, draw] for index in range(len(one))]
+            alone = [one[index, draw] for index in range(len(one))]
+            together = one.__getitems__([(index, draw) for index in range(len(one))])
+            for sample, other in zip(alone, together, strict=True):
+                np.testing.assert_array_equal(sample.signal.ids_N, other.signal.ids_N)  # type: ignore[union-attr]
+            samples += alone
     opened.token_table()
     return samples
 

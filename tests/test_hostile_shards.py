@@ -99,6 +99,20 @@ def test_planes_that_contradict_each_other(
     refused(store, words)
 
 
+def test_rows_that_make_up_for_each_other(tmp_path: Path) -> None:
+    """Together their planes add up; alone, as verify reads them, neither does."""
+    store = copy_store("pps-50257", tmp_path / "store")
+    table = pq.read_table(shard_file(store))
+    cells = table[plane("tail")].to_pylist()
+    first = next(row for row in range(len(cells) - 1) if cells[row] and cells[row + 1])
+    table = with_cells(table, first, {plane("tail"): cells[first][:-1]})
+    moved = cells[first][-1:] + cells[first + 1]
+    commit_table(store, with_cells(table, first + 1, {plane("tail"): moved}))
+    refused(store, "'tail' has the wrong length")
+    problems = verify_store(kdstore.open(store)).problems
+    assert sum("'tail' has the wrong length" in problem for problem in problems) == 2
+
+
 def test_gaps_that_would_overflow(tmp_path: Path) -> None:
     """Fifty of the largest gaps: 1.2e9, and each beyond the vocabulary alone."""
     store = copy_store("counts-131072", tmp_path / "store")

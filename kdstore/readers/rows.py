@@ -9,8 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from kdstore.codecs.rows import MAX_SPANS
-
-NULLABLE = ("text", "messages", "metadata")
+from kdstore.parquet import NULLABLE
 
 
 class RowGroup:
