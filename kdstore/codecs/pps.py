@@ -136,7 +136,7 @@ class PPSCodec(SignalCodec):
         indptr, stored = _read_counts(planes, len(previous_S))
         with np.errstate(divide="ignore"):
             log_counts = np.log(np.arange(stored[-1] + 1))
-        ids_N, logprobs_N, tail_N = memory.empty(int(indptr[-1]), "<i4", "<f4", "?")
+        entries = memory.empty(int(indptr[-1]), "<i4", "<f4", "?")
         status, row = decode_positions(
             planes["counts"].data,
             planes["more"].data,
@@ -148,11 +148,10 @@ class PPSCodec(SignalCodec):
             np.frombuffer(planes["exact"].data, dtype="<f4"),
             (*self._log_masses, log_counts),
             indptr,
-            ids_N,
-            logprobs_N,
-            tail_N,
+            entries,
         )
         refuse(status, row, _WRONG)
+        ids_N, logprobs_N, tail_N = entries
         return SparseSignal.from_arrays(self.selection, indptr, ids_N, logprobs_N, tail_N=tail_N)
 
     @cached_property

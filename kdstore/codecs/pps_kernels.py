@@ -37,27 +37,19 @@ def round_positions(
 ) -> tuple[int, int]:
     """Status (0: fine, 1: tail weights differ, 2: nothing left for the largest) and position.
 
-    Fills the entries' groups (``LEFT_OUT`` for what rounds to zero), head codes, weight codes and
-    exact positions.
+    Fills the groups (``LEFT_OUT``: rounded to zero), head codes, weight codes, exact positions.
     """
     step = tau / HEAD_STEPS
     for s in range(len(indptr) - 1):
-        top, tails, log_weight = i64(-1), i64(0), np.float32(0)
-        for i in range(indptr[s], indptr[s + 1]):
-            if tail[u(i)]:
-                if tails and logprobs[u(i)] != log_weight:
-                    return 1, s
-                tails, log_weight = tails + 1, logprobs[u(i)]
-            elif top < 0 or logprobs[u(i)] > logprobs[u(top)]:
-                top = i64(i)
-        for i in range(indptr[s], indptr[s + 1]):
-            group_N[u(i)] = TAIL if tail[u(i)] else HEAD
+        top, tails, log_weight = first_groups(indptr[s], indptr[s + 1], logprobs, tail, group_N)
+        if tails < 0:
+            return 1, s
         if top < 0:
             continue
         group_N[top] = TOP
         left, place = 1.0, 0.0  # of the tail's mass between (n - 1) tau and n tau, in steps
         if tails:
-            left -= tails * np.exp(np.float64(log_weight))
+            left -= tails * np.exp(log_weight)
             place = ((1 - left) / tau - (tails - 1)) * TAIL_STEPS
         inside = -_SLACK <= place <= TAIL_STEPS + _SLACK
         place = min(max(place, 0.0), np.float64(TAIL_STEPS))
@@ -67,9 +59,9 @@ def round_positions(
             if not tail[u(i)] and i != top:
                 value = np.exp(np.float64(logprobs[u(i)])) / step
                 code = np.floor(value)
-                before = np.floor(run)
-                run += value - code
-                code_N[u(i)] = i64(code + np.floor(run) - before)
+                after = run + (value - code)
+                code_N[u(i)] = i64(code + np.floor(after) - np.floor(run))
+                run = after
                 if code_N[u(i)] == 0:
                     group_N[u(i)] = LEFT_OUT
                 left -= value * step
@@ -88,6 +80,23 @@ def round_positions(
                 if tail[u(i)]:
                     group_N[u(i)] = LEFT_OUT
     return 0, 0
+
+
+@inlined
+def first_groups(
+    start: int, end: int, logprobs: NDArray[Any], tail: NDArray[Any], group_N: NDArray[Any]
+) -> tuple[int, int, float]:
+    """Largest head (-1: none), tail entries (-1: of different weights) and their log weight."""
+    top, tails, log_weight = -1, 0, 0.0
+    for i in range(start, end):
+        group_N[u(i)] = TAIL if tail[u(i)] else HEAD
+        if tail[u(i)]:
+            if tails and np.float64(logprobs[u(i)]) != log_weight:
+                return top, -1, log_weight
+            tails, log_weight = tails + 1, np.float64(logprobs[u(i)])
+        elif top < 0 or logprobs[u(i)] > logprobs[u(top)]:
+            top = i
+    return top, tails, log_weight
 
 
 @inlined
@@ -150,12 +159,10 @@ def decode_positions(
     exact: NDArray[Any],
     tables: tuple[NDArray[Any], ...],
     indptr: NDArray[Any],
-    ids_N: NDArray[Any],
-    logprobs_N: NDArray[Any],
-    tail_N: NDArray[Any],
+    entries: tuple[NDArray[Any], ...],
 ) -> tuple[int, int]:
     """Status (0: fine, else see ``pps.py``) and position; fills the entries in order of id."""
-    (token_of, first), (top, head, tail) = order, runs
+    (token_of, first), (top, head, tail), (ids_N, logprobs_N, tail_N) = order, runs, entries
     log_mass, log_left, log_count = tables
     ids, places = id_buffers(indptr)
     logprobs, V = np.empty(len(ids), dtype=np.float32), len(first) - 1
@@ -163,16 +170,14 @@ def decode_positions(
     top_extra, head_extra, tail_extra, value_extra, at_more = 0, 0, 0, 0, 0
     for s in range(len(codes)):
         heads, tails, at_more = entries_of(codes, more, s, at_more)
-        tops = min(heads, 1)
+        tops, others = min(heads, 1), max(heads - 1, 0)
         low, count = successors_of(previous_S[s], first)
         top_extra = read_run(top, at_top, top_extra, tops, token_of, V, low, count, ids, 0)
-        head_extra = read_run(
-            head, at_head, head_extra, heads - tops, token_of, V, low, count, ids, tops
-        )
+        head_extra = read_run(head, at_head, head_extra, others, token_of, V, low, count, ids, tops)
         tail_extra = read_run(tail, at_tail, tail_extra, tails, token_of, V, low, count, ids, heads)
         if top_extra < 0 or head_extra < 0 or tail_extra < 0:
             return BAD_RANK, s
-        at_top, at_head, at_tail = at_top + tops, at_head + heads - tops, at_tail + tails
+        at_top, at_head, at_tail = at_top + tops, at_head + others, at_tail + tails
         log_weight, taken = -log_count[u(tails)], 0
         if codes[s] == 0:
             stored = exact[at_exact : at_exact + heads - 1 + (tails > 0)]
