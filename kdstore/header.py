@@ -148,7 +148,7 @@ def check_same_identity(
     todo: str = "dump into a new folder, or repeat the settings of the first run to resume it",
 ) -> None:
     """StoreMismatchError naming the first field in which two identities of a ``what`` differ."""
-    difference = _first_difference(stored, wanted, "")
+    difference = first_difference(stored, wanted)
     if difference is None:
         return
     name, old, new = difference
@@ -161,10 +161,12 @@ def check_same_identity(
     )
 
 
-def _first_difference(old: Any, new: Any, name: str) -> tuple[str, Any, Any] | None:
+def first_difference(old: Any, new: Any, *, name: str = "") -> tuple[str, Any, Any] | None:
+    """The dotted name and both values of the first field in which two JSON values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
-            found = _first_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+            inner = f"{name}.{key}".lstrip(".")
+            found = first_difference(old.get(key), new.get(key), name=inner)
             if found:
                 return found
         return None

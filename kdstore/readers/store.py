@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy as shallow_copy
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,20 +13,19 @@ from kdstore.align import TokenTable
 from kdstore.align.tokenizer_files import TABLE_FILE
 from kdstore.codecs import IdOrder, SignalCodec, codec_named
 from kdstore.commit import load_commits, read_part
-from kdstore.errors import HeaderError, UsageError
+from kdstore.errors import HeaderError, StoreMismatchError, UsageError
 from kdstore.filesystem import Folder
-from kdstore.header import Header, read_header
+from kdstore.hashing import sha256_hex
+from kdstore.header import Header, first_difference, read_header
 from kdstore.layout import HEADER, ID_ORDER, MAIN_SIGNAL, TOKENIZER
-from kdstore.readers.cache import READ_AHEAD, ShardCache
+from kdstore.readers.cache import ShardCache
 from kdstore.readers.decoder import RowDecoder
+from kdstore.readers.outline import Outline, OutlineCache
 from kdstore.readers.overlay import Overlays
+from kdstore.readers.samples import Index as Index
+from kdstore.readers.samples import Samples
 from kdstore.readers.shard import ShardReader
 from kdstore.sample import Sample
-
-if TYPE_CHECKING:
-    from kdstore.readers.loader import Loader
-
-Index = int | tuple[int, int]
 
 
 def open(
@@ -46,7 +44,7 @@ def open(
     return Store(Folder(url, **storage_options), signal=signal, overlays=overlays)
 
 
-class Store:
+class Store(Samples):
     """The committed samples of a store, in order of unit: ``len``, ``store[i]``, iteration.
 
     ``store[i, r]`` is the sample with draw r of its signal, ``store[i]`` that with draw 0. The
@@ -63,13 +61,17 @@ class Store:
         signal: str = MAIN_SIGNAL,
         overlays: Sequence[str] | None = None,
     ) -> None:
-        self.folder, self.signal = folder, signal
+        self.folder, self.signal, self._named_overlays = folder, signal, overlays
         self._cache = ShardCache(folder)
+        self._outlines = OutlineCache()
         self._decoder: RowDecoder | None = None
         self.header = read_header(folder)
         _check_signal(self.header, signal, folder)
         self.commits = list(load_commits(folder, self.header).values())
-        self.first_rows = np.cumsum([0, *(commit.shard.rows for commit in self.commits)])
+        shards = [commit.shard for commit in self.commits]
+        self.shard_rows = np.array([shard.rows for shard in shards], dtype=np.int64)
+        self.shard_tokens = np.array([shard.tokens for shard in shards], dtype=np.int64)
+        self.first_rows = np.append(np.int64(0), np.cumsum(self.shard_rows))
         units = [commit.unit for commit in self.commits]
         self.overlays = Overlays(folder, self.header, signal=signal, units=units, names=overlays)
 
@@ -79,48 +81,22 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({self.folder.url!r}, {len(self)} samples)"
 
-    def __len__(self) -> int:
-        return int(self.first_rows[-1])
-
-    def __getitem__(self, index: Index) -> Sample:
-        """The sample at an index, or at (index, draw); negative indices count from the end.
-
-        Raises CorruptShardError on damage, and UsageError if the store has no such draw.
-        """
-        return self.__getitems__([index])[0]
-
     def __getitems__(self, indices: Sequence[Index]) -> list[Sample]:
         """Several samples in the order asked for; those of one row group are read together.
 
         Each is a sample of its own, also where an index comes twice.
         """
-        wanted = [self._normal(index) for index in indices]
+        places = [self._place(index) for index in indices]
         by_group: dict[tuple[int, int, int], list[int]] = {}
-        for n, (row, draw) in enumerate(wanted):
-            by_group.setdefault((*self._group_of(row), draw), []).append(n)
+        for n, (unit_index, row, draw) in enumerate(places):
+            group, _ = self.shard(unit_index).group_of_row(row - int(self.first_rows[unit_index]))
+            by_group.setdefault((unit_index, group, draw), []).append(n)
         found: dict[int, Sample] = {}
         for (unit_index, group, draw), members in sorted(by_group.items()):
             first = int(self.first_rows[unit_index])
-            rows = [wanted[n][0] - first for n in members]
+            rows = [places[n][1] - first for n in members]
             found.update(zip(members, self._read(unit_index, group, rows, draw), strict=True))
-        return [found[n] for n in range(len(wanted))]
-
-    def __iter__(self) -> Iterator[Sample]:
-        for start in range(0, len(self), READ_AHEAD):
-            yield from self.__getitems__(range(start, min(start + READ_AHEAD, len(self))))
-
-    def _normal(self, index: Index) -> tuple[int, int]:
-        number, draw = index if isinstance(index, tuple) else (index, 0)
-        row = number + len(self) if number < 0 else number
-        if not 0 <= row < len(self):
-            raise IndexError(f"sample {number} of a store of {len(self)}")
-        return int(row), draw
-
-    def _group_of(self, row: int) -> tuple[int, int]:
-        """The unit's place in the store, and the row group in its shard."""
-        unit_index = int(np.searchsorted(self.first_rows, row, side="right")) - 1
-        group, _ = self.shard(unit_index).group_of_row(row - int(self.first_rows[unit_index]))
-        return unit_index, group
+        return [found[n] for n in range(len(places))]
 
     def _read(self, unit_index: int, group: int, rows: list[int], draw: int) -> list[Sample]:
         """Samples of one row group, by their rows in the shard."""
@@ -139,7 +115,7 @@ class Store:
             return self
         _check_signal(self.header, signal, self.folder)
         other = shallow_copy(self)
-        other.signal, other._cache = signal, ShardCache(self.folder)
+        other.signal, other._cache, other._named_overlays = signal, ShardCache(self.folder), None
         units = [commit.unit for commit in self.commits]
         other.overlays = Overlays(self.folder, self.header, signal=signal, units=units)
         return other
@@ -164,19 +140,56 @@ class Store:
         """Draws of the signal that can be read: 0 to this number - 1; 1 without overlays."""
         return self.overlays.num_draws
 
-    def row_groups(self) -> list[tuple[int, int]]:
-        """Half-open ranges of indices that are read together; opens every shard."""
-        ranges = []
-        for unit_index, first in enumerate(self.first_rows[:-1].tolist()):
-            bounds = (first + self.shard(unit_index).first_rows).tolist()
-            ranges += list(pairwise(bounds))
-        return ranges
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that tell which samples these are, in which order.
 
-    def loader(self, **options: Any) -> Loader:
-        """Batches for training; the options are those of ``kdstore.readers.loader.Loader``."""
-        from kdstore.readers.loader import Loader
+        A digest of ``config_digest`` and of the committed shards' hashes, in order of unit; what
+        overlays add is no part of it.
+        """
+        hashes = [commit.shard.xxh3_128 for commit in self.commits]
+        return sha256_hex("\n".join([self.config_digest, *hashes]).encode())[:16]
 
-        return Loader(self, **options)
+    def outline(self, shard_index: int) -> Outline:
+        """Row groups and lengths of the n-th committed unit's shard; the last 256 are kept.
+
+        Raises CorruptShardError if they are not what was committed.
+        """
+        path = self.commits[shard_index].shard.path
+        return self._outlines.get(path, lambda: self.shard(shard_index))
+
+    def refresh(self) -> int:
+        """Look for units that were committed since; how many samples are new.
+
+        The store is then as one opened now. Samples stay in order of unit: those of a unit that was
+        committed late come before those of later units, which move up. So keep sample ids across a
+        refresh, not indices; ``fingerprint`` tells whether anything is new. Without a refresh,
+        nothing of this changes. Copies in other processes stay as they are.
+
+        Raises StoreMismatchError, and changes nothing, if there is another store now, and what
+        ``kdstore.open`` raises.
+        """
+        now = Store(self.folder, signal=self.signal, overlays=self._named_overlays)
+        self._check_same(now.header)
+        before = {commit.unit for commit in self.commits}
+        new = [commit.shard.rows for commit in now.commits if commit.unit not in before]
+        kept = {name: vars(self)[name] for name in ("_cache", "_decoder", "_outlines")}
+        self.overlays.close()
+        vars(self).update(vars(now) | kept)
+        return sum(new)
+
+    def _check_same(self, header: Header) -> None:
+        """StoreMismatchError unless a header that was read later is that of this store."""
+        difference = first_difference(self.header.identity, header.identity)
+        if difference is not None:
+            name, old, new = difference
+            raise StoreMismatchError(
+                f"there is another store now: {name} differs",
+                where=self.folder.location(HEADER),
+                expected=f"{name} = {old!r}, as when it was opened",
+                got=f"{name} = {new!r}",
+                todo="open the store anew, and take no index or loader state across",
+            )
 
     def close(self) -> None:
         """Close all shards; a later read opens them anew."""

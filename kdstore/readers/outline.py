@@ -1,0 +1,69 @@
+"""The outline of a shard: its row groups and how long its samples are, without the samples."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdstore.errors import CorruptShardError
+from kdstore.readers.shard import RESTORE, ShardReader
+
+CACHED_OUTLINES = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """What packing needs of a shard.
+
+    * ``group_rows`` int64 [row groups]: rows of each row group
+    * ``lengths`` int32 [rows]: tokens of each row
+    """
+
+    group_rows: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+
+
+def read_outline(shard: ShardReader) -> Outline:
+    """A shard's outline, from its footer and its column ``num_tokens``.
+
+    Raises CorruptShardError if the lengths cannot be read, or do not sum to what was committed.
+    """
+    values, record = shard.column("num_tokens"), shard.record
+    lengths = np.array([-1 if value is None else value for value in values], dtype=np.int32)
+    found = (len(lengths), int(lengths.sum(dtype=np.int64)))
+    if found != (record.rows, record.tokens) or (lengths < 0).any():
+        raise CorruptShardError(
+            "corrupt shard: the lengths of its samples",
+            where=shard.where,
+            expected=f"(rows, tokens) = {(record.rows, record.tokens)}, no length below 0",
+            got=found,
+            todo=RESTORE,
+        )
+    return Outline(np.diff(shard.first_rows).astype(np.int64), lengths)
+
+
+class OutlineCache:
+    """The outlines that were read last, by path of the shard. It is pickled empty."""
+
+    def __init__(self) -> None:
+        self._outlines: OrderedDict[str, Outline] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._outlines = OrderedDict()
+
+    def get(self, path: str, open_shard: Callable[[], ShardReader]) -> Outline:
+        """The outline of the shard at a path, which is opened where it was not read yet."""
+        if path not in self._outlines:
+            self._outlines[path] = read_outline(open_shard())
+            while len(self._outlines) > CACHED_OUTLINES:
+                self._outlines.popitem(last=False)
+        self._outlines.move_to_end(path)
+        return self._outlines[path]
