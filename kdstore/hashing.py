@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     ORDER = 6
     GROUP_ORDER = 7
     AUDIT = 8
+    SHARD_ORDER = 9
 
 
 def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

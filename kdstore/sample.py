@@ -79,11 +79,47 @@ class Sample:
         ranges = [(max(span.start, 1), span.end) for span in self.spans if span.supervised]
         return replace(self, runs=merge_ranges(ranges))
 
+    def part(self, start: int, end: int) -> Sample:
+        """The sample of tokens ``[start, end)``, with the signal of all of them but the first.
+
+        Nothing precedes the first one. Text, messages and audit are of the whole, and left out.
+        """
+        positions = self.positions_S
+        kept = (positions > start) & (positions < end)
+        spans = [
+            replace(span, start=max(span.start, start) - start, end=min(span.end, end) - start)
+            for span in self.spans
+            if span.start < end and span.end > start
+        ]
+        return Sample(
+            self.sample_id,
+            self.input_ids_T[start:end],
+            spans=tuple(spans),
+            runs=runs_of_positions(positions[kept] - start),
+            metadata=self.metadata,
+            signal=None if self.signal is None else self.signal[kept],
+        )
+
+    def at(self, kept_S: NDArray[np.bool_]) -> Sample:
+        """The same sample, scored only at some of its positions."""
+        if kept_S.all():
+            return self
+        signal = None if self.signal is None else self.signal[kept_S]
+        return replace(self, runs=runs_of_positions(self.positions_S[kept_S]), signal=signal)
+
 
 def positions_of_runs(runs: tuple[tuple[int, int], ...]) -> NDArray[np.int64]:
     """int64 [S]: the positions that half-open runs cover."""
     parts = [np.arange(start, end, dtype=np.int64) for start, end in runs]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def runs_of_positions(positions: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
+    """The fewest half-open runs that cover ascending positions."""
+    gaps = np.flatnonzero(np.diff(positions) != 1)
+    starts = positions[np.concatenate([[0], gaps + 1])] if len(positions) else positions
+    ends = positions[np.concatenate([gaps, [-1]])] + 1 if len(positions) else positions
+    return tuple(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
 def merge_ranges(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdstore.errors import UsageError
+from kdstore.readers.dataset import PlannedSamples
 from kdstore.sample import Sample
 from kdstore.signal import SparseSignal, TorchSignal
 
@@ -22,10 +23,11 @@ IGNORED_LABEL = -100
 class Batch:
     """Samples as tensors. ``logits.view(-1, V)[logit_rows_S]`` answers ``signal``.
 
-    * ``input_ids``, ``position_ids`` int64 [B, L] padded, or [1, T] packed, where positions start
-      again at each sample
+    * ``input_ids``, ``position_ids`` int64 [B, L]: a sample a row, padded; or, packed, [P, L]: some
+      samples a row, positions start again at each
     * ``attention_mask`` int64 [B, L]; None if packed
-    * ``cu_seqlens`` int32 [B+1]: where samples begin in the row of all their tokens
+    * ``cu_seqlens`` int32: where samples begin in the row of all their tokens, and its end. Packed,
+      these are the tokens of ``input_ids.view(-1)``, and the padding of a row counts as a sample
     * ``labels`` int64 like ``input_ids``: the token at scored positions, else -100; not shifted
     * ``signal``: the S scored positions, sample after sample; ``logit_rows_S`` int64
     * ``weights_S`` float32: token weights, one each unless set
@@ -41,6 +43,7 @@ class Batch:
     weights_S: Tensor
     sample_ids: list[str]
     cursor: Any = None
+    is_filler: bool = False
 
     def model_inputs(self) -> dict[str, Any]:
         """What a transformers model takes; packed samples do not see each other.
@@ -77,54 +80,68 @@ class Batch:
 class Collator:
     """Makes a Batch of samples that carry signals: ``collate_fn`` of a torch DataLoader.
 
-    ``pack`` puts all samples in one row without padding; else rows are padded on the right with
-    ``pad_id``. The mask comes from lengths, never from token ids, so a pad that equals the
+    ``pack`` puts samples in one row without padding; or in rows of ``max_length`` tokens, as a
+    loader's plan packs them, else all in one. Without ``pack`` each has a row, padded on the right
+    with ``pad_id``. The mask comes from lengths, never from token ids, so a pad that equals the
     end-of-sequence token masks nothing.
     """
 
     pack: bool = False
     pad_id: int = 0
+    max_length: int | None = None
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """The batch of one or more samples; UsageError for none, or one without a signal."""
         signal = SparseSignal.concat([_signal_of(sample) for sample in _some(samples)])
+        plan = samples.plan if isinstance(samples, PlannedSamples) else None
         lengths = np.array([sample.num_tokens for sample in samples], dtype=np.int64)
-        starts = np.cumsum(lengths) - lengths
-        width = int(lengths.sum() if self.pack else lengths.max())
-        offsets = starts if self.pack else np.arange(len(samples)) * width
-        positions = [sample.positions_S for sample in samples]
-        token_rows_S = _shifted(positions, offsets)
+        packs = np.array([len(samples)]) if plan is None else plan.packs
+        rows = self._rows(lengths, packs if self.pack else np.ones_like(lengths))
+        token_rows_S = _shifted([sample.positions_S for sample in samples], rows.offsets)
         flat = {
-            name: torch.from_numpy(array).view(1 if self.pack else len(samples), width)
-            for name, array in self._flat(samples, offsets, token_rows_S, width).items()
+            name: torch.from_numpy(array).view(-1, rows.width)
+            for name, array in self._flat(samples, rows, token_rows_S).items()
         }
         return Batch(
             input_ids=flat["input_ids"],
             position_ids=flat["position_ids"],
             attention_mask=None if self.pack else flat["attention_mask"],
-            cu_seqlens=torch.from_numpy(np.append(starts, lengths.sum()).astype(np.int32)),
+            cu_seqlens=torch.from_numpy(rows.starts(lengths, with_padding=self.pack)),
             labels=flat["labels"],
             signal=signal.to_torch(),
             logit_rows_S=torch.from_numpy(token_rows_S - 1),
             weights_S=torch.ones(len(signal)),
             sample_ids=[sample.sample_id for sample in samples],
+            cursor=None if plan is None else plan.cursor,
+            is_filler=plan is not None and plan.is_filler,
         )
 
+    def _rows(self, lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> _Rows:
+        """Where samples of these lengths lie, so many of them in each row."""
+        row_of = np.repeat(np.arange(len(counts)), counts)
+        ends = np.cumsum(lengths)
+        used = np.bincount(row_of, lengths, minlength=len(counts)).astype(np.int64)
+        width = int(used.max(initial=0))
+        if self.pack and self.max_length is not None:
+            width = max(width, self.max_length)
+        begins = np.cumsum(used) - used
+        return _Rows(width, ends - lengths - begins[row_of] + row_of * width, used)
+
     def _flat(
-        self,
-        samples: Sequence[Sample],
-        offsets: NDArray[np.int64],
-        token_rows_S: NDArray[np.int64],
-        width: int,
+        self, samples: Sequence[Sample], rows: _Rows, token_rows_S: NDArray[np.int64]
     ) -> dict[str, NDArray[np.int64]]:
-        size = width if self.pack else width * len(samples)
+        size = rows.width * len(rows.used)
         input_ids = np.full(size, self.pad_id, dtype=np.int64)
         position_ids, mask = np.zeros((2, size), dtype=np.int64)
-        for sample, offset in zip(samples, offsets, strict=True):
+        for sample, offset in zip(samples, rows.offsets.tolist(), strict=True):
             place = slice(offset, offset + sample.num_tokens)
             input_ids[place] = sample.input_ids_T
             position_ids[place] = np.arange(sample.num_tokens)
             mask[place] = 1
+        for end, used in enumerate(rows.used.tolist(), start=1) if self.pack else []:
+            position_ids[(end - 1) * rows.width + used : end * rows.width] = np.arange(
+                rows.width - used
+            )
         labels = np.full(size, IGNORED_LABEL, dtype=np.int64)
         labels[token_rows_S] = input_ids[token_rows_S]
         return {
@@ -133,6 +150,24 @@ class Collator:
             "attention_mask": mask,
             "labels": labels,
         }
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of ``width`` tokens: ``used`` [P] of each, and where samples begin, ``offsets`` [B]."""
+
+    width: int
+    offsets: NDArray[np.int64]
+    used: NDArray[np.int64]
+
+    def starts(self, lengths: NDArray[np.int64], *, with_padding: bool) -> NDArray[np.int32]:
+        """Where samples begin in the row of all tokens, the padding a sample of each row or not."""
+        if not with_padding:
+            return np.cumsum([0, *lengths.tolist()]).astype(np.int32)
+        ends = np.arange(len(self.used)) * self.width + self.used
+        padded = ends[self.used < self.width]
+        last = [len(self.used) * self.width]
+        return np.unique(np.concatenate([self.offsets, padded, last])).astype(np.int32)
 
 
 def _shifted(

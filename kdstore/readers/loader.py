@@ -1,83 +1,100 @@
-"""Shuffled batches of a store, in an order that is a pure function of seed and epoch."""
+"""Batches for training, from any number of ranks and workers, that can go on from any step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from kdstore.errors import UsageError
-from kdstore.readers.cache import READ_AHEAD
+from kdstore.readers.batches import BatchConfig, BatchPlan
 from kdstore.readers.collate import Batch, Collator
-from kdstore.readers.sampler import draw_of_epoch, epoch_order
+from kdstore.readers.dataset import BatchDataset, PositionFilter
+from kdstore.readers.mixture import parts_of
+from kdstore.readers.ranks import rank_and_world_size
+from kdstore.readers.sequence import BatchSequence
 
 if TYPE_CHECKING:
-    from kdstore.readers.store import Store
-    from kdstore.sample import Sample
+    from kdstore.readers.mixture import Mixture
+    from kdstore.readers.samples import Samples
 
 
-@dataclass(frozen=True)
 class Loader:
-    """Batches of ``batch_tokens`` tokens at most, or of ``batch_size`` samples.
+    """A rank's batches of a store, or of several.
 
-    A padded batch counts its padding. A sample longer than ``batch_tokens`` is a batch of its own.
-    Every sample comes once an epoch, with ``draw`` of its signal: by default epoch e reads draw
-    e mod ``store.num_draws``.
+    Iterating goes on where the last iteration, or the state that was loaded, left off, and ends
+    with an epoch whose number is a multiple of ``epochs``. Options beside those of
+    ``kdstore.readers.batches.BatchConfig``, which say what the batches are:
+
+    * ``rank``, ``world_size``: by default of torch.distributed, or of the environment
+    * ``num_workers``: processes that read ahead; 0 reads in this one.
+      ``multiprocessing_context``: ``fork`` or ``spawn``
+    * ``keep``: which scored positions are trained on
+    * ``pad_id``: token id where a row has no sample
     """
 
-    store: Store
-    batch_tokens: int | None = None
-    batch_size: int | None = None
-    pack: bool = False
-    pad_id: int = 0
-    seed: int = 0
-    epochs: int = 1
-    shuffle: bool = True
-    draw: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.batch_tokens is None) == (self.batch_size is None):
-            raise UsageError(
-                "a loader needs one of batch_tokens and batch_size",
-                got=f"batch_tokens={self.batch_tokens}, batch_size={self.batch_size}",
-            )
+    def __init__(
+        self,
+        data: Samples | Mixture,
+        *,
+        epochs: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
+        num_workers: int = 0,
+        multiprocessing_context: str | None = None,
+        keep: PositionFilter | None = None,
+        pad_id: int = 0,
+        **batches: Any,
+    ) -> None:
+        if epochs < 1:
+            raise UsageError("a loader has epochs", expected="at least 1", got=epochs)
+        self.rank, self.world_size = rank_and_world_size(rank, world_size)
+        self._config, self._epochs = BatchConfig(**batches), epochs
+        self._parts = parts_of(data)
+        self._workers, self._context = num_workers, multiprocessing_context
+        self._dataset = BatchDataset(data, keep=keep)
+        self._collate = Collator(
+            pack=self._config.pack, pad_id=pad_id, max_length=self._config.max_length
+        )
+        self._state = BatchSequence(self._parts, self._config, None).state
 
     def __iter__(self) -> Iterator[Batch]:
-        collate = Collator(pack=self.pack, pad_id=self.pad_id)
-        for epoch in range(self.epochs):
-            for samples in self._groups(epoch):
-                yield collate(samples)
+        for batch in self._batches():
+            self._state = batch.cursor
+            yield batch
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """int64: the store's indices in the order of an epoch."""
-        if self.shuffle:
-            return epoch_order(self.store, seed=self.seed, epoch=epoch)
-        return np.arange(len(self.store), dtype=np.int64)
+    def state_dict(self) -> dict[str, Any]:
+        """The place behind the last batch that was given out: JSON of less than 1 kB.
 
-    def _groups(self, epoch: int) -> Iterator[list[Sample]]:
-        group: list[Sample] = []
-        longest = total = 0
-        for sample in self._samples(epoch):
-            longest, total = max(longest, sample.num_tokens), total + sample.num_tokens
-            if group and self._is_over(len(group) + 1, longest, total):
-                yield group
-                group, longest, total = [], sample.num_tokens, sample.num_tokens
-            group.append(sample)
-        if group:
-            yield group
+        It is a place in the one sequence of batches of all ranks, so each rank has the same, and
+        any number of ranks and workers can go on from it.
+        """
+        return self._state
 
-    def _samples(self, epoch: int) -> Iterator[Sample]:
-        draw = draw_of_epoch(self.store, epoch) if self.draw is None else self.draw
-        order = self.order(epoch).tolist()
-        for start in range(0, len(order), READ_AHEAD):
-            yield from self.store.__getitems__(
-                [(index, draw) for index in order[start : start + READ_AHEAD]]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state: of ``state_dict``, or the ``cursor`` of a batch.
+
+        Raises UsageError for a state of other options, StoreMismatchError for one of other data.
+        """
+        self._state = BatchSequence(self._parts, self._config, state).state
+
+    def _batches(self) -> Iterator[Batch]:
+        plans = self._plans()
+        if not self._workers:
+            return (self._collate(self._dataset.__getitems__(plan)) for plan in plans)
+        return iter(
+            torch.utils.data.DataLoader(
+                self._dataset,
+                batch_sampler=plans,  # type: ignore[arg-type]
+                collate_fn=self._collate,
+                num_workers=self._workers,
+                multiprocessing_context=self._context,
             )
+        )
 
-    def _is_over(self, samples: int, longest: int, total: int) -> bool:
-        if self.batch_tokens is None:
-            return samples > (self.batch_size or 1)
-        return (total if self.pack else longest * samples) > self.batch_tokens
+    def _plans(self) -> Iterator[BatchPlan]:
+        sequence = BatchSequence(self._parts, self._config, self._state)
+        last = (sequence.epoch // self._epochs + 1) * self._epochs
+        while sequence.epoch < last:
+            yield from sequence.steps(self.rank, self.world_size)

@@ -1,53 +1,67 @@
-"""The order of samples: a pure function of store, seed and epoch.
-
-Row groups are shuffled, then the samples within windows of a few of them: a sample costs the
-reading of its row group, and only a few stay in memory.
-"""
+"""Samplers for a torch DataLoader: resumable batches, or single samples."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from kdstore.hashing import Purpose, hash_fields
-from kdstore.readers.cache import CACHED_ROW_GROUPS
+from kdstore.readers.batches import BatchConfig, BatchPlan
+from kdstore.readers.mixture import parts_of
+from kdstore.readers.planner import make_order
+from kdstore.readers.ranks import rank_and_world_size
+from kdstore.readers.sequence import BatchSequence
 
 if TYPE_CHECKING:
-    from kdstore.readers.store import Index, Store
+    from kdstore.readers.mixture import Mixture
+    from kdstore.readers.samples import Index, Samples
 
 
-def epoch_order(store: Store, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """int64: the store's indices in the shuffled order of an epoch, each once."""
+class BatchSampler(torch.utils.data.Sampler[BatchPlan]):
+    """A rank's batches of one epoch after the other: ``batch_sampler`` of a torch DataLoader.
 
-    def shuffled(indices: NDArray[np.int64], purpose: Purpose) -> NDArray[np.int64]:
-        keys = hash_fields(seed, epoch, int(purpose), indices)
-        return indices[np.argsort(keys, kind="stable")]
+    Iterating gives what is left of the epoch; the next time, the next epoch. The state is the place
+    behind the last batch that was given out, which a DataLoader fetches ahead of what is trained
+    on: go by the ``cursor`` of a batch, or use a StatefulDataLoader. ``config`` are the options of
+    ``kdstore.readers.batches.BatchConfig``.
+    """
 
-    groups = store.row_groups()
-    group_order = shuffled(np.arange(len(groups)), Purpose.GROUP_ORDER)
-    parts = [np.zeros(0, dtype=np.int64)]
-    for start in range(0, len(groups), CACHED_ROW_GROUPS):
-        window = [np.arange(*groups[g]) for g in group_order[start : start + CACHED_ROW_GROUPS]]
-        parts.append(shuffled(np.concatenate(window), Purpose.ORDER))
-    return np.concatenate(parts)
+    def __init__(
+        self,
+        data: Samples | Mixture,
+        *,
+        rank: int | None = None,
+        world_size: int | None = None,
+        **config: Any,
+    ) -> None:
+        self.rank, self.world_size = rank_and_world_size(rank, world_size)
+        self._parts, self._config = parts_of(data), BatchConfig(**config)
+        self._sequence = BatchSequence(self._parts, self._config, None)
 
+    def __iter__(self) -> Iterator[BatchPlan]:
+        yield from self._sequence.steps(self.rank, self.world_size)
 
-def draw_of_epoch(store: Store, epoch: int) -> int:
-    """The draw that an epoch reads: each in turn."""
-    return epoch % store.num_draws
+    def state_dict(self) -> dict[str, Any]:
+        """The place behind the last batch that was given out: JSON of less than 1 kB."""
+        return self._sequence.state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state; of any number of ranks and workers.
+
+        Raises UsageError for a state of other options, StoreMismatchError for one of other data.
+        """
+        self._sequence = BatchSequence(self._parts, self._config, state)
 
 
 class EpochSampler(torch.utils.data.Sampler["Index"]):
-    """``epoch_order`` as the sampler of a torch DataLoader; ``set_epoch`` names the epoch.
+    """A store's samples in a shuffled order that reads each row group once an epoch.
 
-    Of a store with several draws it gives (index, draw), with the epoch's draw.
+    ``sampler`` of a torch DataLoader; ``set_epoch`` names the epoch. Of a store with several draws
+    it gives (index, draw), with the epoch's draw.
     """
 
-    def __init__(self, store: Store, *, seed: int) -> None:
+    def __init__(self, store: Samples, *, seed: int) -> None:
         self.store, self.seed, self.epoch = store, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -58,8 +72,10 @@ class EpochSampler(torch.utils.data.Sampler["Index"]):
         return len(self.store)
 
     def __iter__(self) -> Iterator[Index]:
-        indices = epoch_order(self.store, seed=self.seed, epoch=self.epoch).tolist()
-        if self.store.num_draws == 1:
-            return iter(indices)
-        draw = draw_of_epoch(self.store, self.epoch)
-        return ((index, draw) for index in indices)
+        config = BatchConfig(batch_size=1, seed=self.seed, streams=1)
+        order = make_order(self.store, config, epoch=self.epoch)
+        draw = self.epoch % self.store.num_draws
+        for cell in range(order.num_cells(0)):
+            for window in order.windows(0, cell):
+                indices = window.indices.tolist()
+                yield from indices if self.store.num_draws == 1 else ((i, draw) for i in indices)

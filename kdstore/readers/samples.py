@@ -60,6 +60,11 @@ class Samples(ABC):
 
     @property
     @abstractmethod
+    def vocab_digest(self) -> str:
+        """Fingerprint of the teacher's token table."""
+
+    @property
+    @abstractmethod
     def is_complete(self) -> bool:
         """Whether every unit that was planned is committed."""
 
@@ -113,7 +118,7 @@ class Samples(ABC):
         """Batches for training; the options are those of ``kdstore.readers.loader.Loader``."""
         from kdstore.readers.loader import Loader
 
-        return Loader(self, **options)  # type: ignore[arg-type]
+        return Loader(self, **options)
 
     def _place(self, index: Index) -> tuple[int, int, int]:
         """(shard, row of all, draw) of an index; IndexError if there is no such sample."""

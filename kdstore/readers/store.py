@@ -131,6 +131,11 @@ class Store(Samples):
         return int(self.header.identity["vocab_size"])
 
     @property
+    def vocab_digest(self) -> str:
+        """Fingerprint of the teacher's token table."""
+        return str(self.header.identity["vocab_digest"])
+
+    @property
     def is_complete(self) -> bool:
         """Whether every unit of the plan is committed."""
         return len(self.commits) == self.header.num_units

@@ -80,7 +80,11 @@ def test_loader_gives_every_sample_once_an_epoch_within_its_budget(dump: Dump, p
     assert sorted(seen[:60]) == sorted(seen[60:]) == sorted(f"row-{i}" for i in range(60))
     assert seen[:60] != seen[60:]
     assert max(batch.input_ids.numel() for batch in batches) <= 150
-    assert seen == [i for batch in loader for i in batch.sample_ids]
+    again = store.loader(batch_tokens=150, pack=pack, seed=1, epochs=2)
+    assert seen == [i for batch in again for i in batch.sample_ids]
+    later = [i for batch in loader for i in batch.sample_ids]  # epochs 2 and 3
+    assert sorted(later) == sorted(seen)
+    assert later[:60] not in (seen[:60], seen[60:])
 
 
 def test_shuffled_order_reads_each_row_group_once(
