@@ -126,7 +126,8 @@ class _Progress:
         if packs is None:
             self._epoch, self._taken, self._position, self._planner = self._epoch + 1, 0, "", None
             return None
-        self._taken += sum(piece.start == 0 for pack in packs for piece in pack)
+        taken = self._taken + sum(piece.start == 0 for pack in packs for piece in pack)
+        self._taken = min(taken, len(data) - 1)  # the last may have pieces that are still to come
         draw = self._config.draw
         return _Batch(
             packs, self._part.first, self._epoch % data.num_draws if draw is None else draw

@@ -51,9 +51,7 @@ def run(
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("world_size", RANKS)
-def test_any_number_of_ranks_gives_the_same_order(
-    options: dict[str, Any], world_size: int
-) -> None:
+def test_any_number_of_ranks_gives_the_same_order(options: dict[str, Any], world_size: int) -> None:
     data = FakeSamples(24)
     one = [content(plan) for (plan,) in epoch_of(data, **options)]
     assert run(data, options, world_size, None)[0] == one
