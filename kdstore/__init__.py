@@ -11,6 +11,8 @@ from kdstore.signal import SparseSignal
 
 if TYPE_CHECKING:
     from kdstore.readers.collate import Batch, Collator
+    from kdstore.readers.explode import explode
+    from kdstore.readers.scan import scan
     from kdstore.readers.store import Store, open
     from kdstore.train import losses
 
@@ -25,16 +27,20 @@ __all__ = [
     "SparseSignal",
     "Store",
     "__version__",
+    "explode",
     "losses",
     "open",
+    "scan",
 ]
 
 _LAZY = {
     "Batch": ("kdstore.readers.collate", "Batch"),
     "Collator": ("kdstore.readers.collate", "Collator"),
     "Store": ("kdstore.readers.store", "Store"),
+    "explode": ("kdstore.readers.explode", "explode"),
     "losses": ("kdstore.train.losses", None),
     "open": ("kdstore.readers.store", "open"),
+    "scan": ("kdstore.readers.scan", "scan"),
 }
 
 

@@ -18,6 +18,7 @@ _NUM_ROWS, _GROUPS = 3, 4  # of the file
 _COLUMNS, _GROUP_ROWS = 1, 3  # of a row group
 _COLUMN = {2: "place", 3: "metadata", 4: "index", 5: "index", 6: "index", 7: "index"}
 _TYPE, _VALUES, _UNCOMPRESSED, _COMPRESSED, _DATA_PAGE, _DICTIONARY = 1, 5, 6, 7, 9, 11
+_STATISTICS, _GREATEST, _LEAST = 12, 5, 6
 _LONG = 6
 
 
@@ -69,7 +70,15 @@ def _chunk(column: Fields, name: str) -> Chunk:
         _long(fields[_UNCOMPRESSED]),
         _long(fields[_VALUES]),
         fields[_TYPE] == 0,
+        _bounds(fields.get(_STATISTICS, {})),
     )
+
+
+def _bounds(statistics: Fields) -> tuple[bytes, bytes] | None:
+    match statistics.get(_LEAST), statistics.get(_GREATEST):
+        case bytes(least), bytes(greatest):
+            return least, greatest
+    return None
 
 
 def _long(value: Any) -> int:

@@ -29,7 +29,10 @@ class Page(NamedTuple):
 
 @dataclass(frozen=True)
 class Chunk:
-    """What the footer says of a column chunk: where it is, and how much is in it."""
+    """What the footer says of a column chunk: where it is, and how much is in it.
+
+    ``bounds`` are its least and its greatest value, as a page holds them; None without statistics.
+    """
 
     name: str
     start: int
@@ -37,6 +40,7 @@ class Chunk:
     uncompressed_bytes: int
     num_values: int
     is_bool: bool
+    bounds: tuple[bytes, bytes] | None = None
 
     @property
     def column(self) -> str:

@@ -16,6 +16,7 @@ class RowGroup:
     """A row group's table; ``cells(i)`` are those of row i, by column."""
 
     def __init__(self, table: pa.Table) -> None:
+        refuse_nulls(table)
         self._length = len(table)
         self._columns = {name: _column(name, table[name]) for name in table.column_names}
 
@@ -35,13 +36,18 @@ class RowGroup:
         return {name: cell(index) for name, cell in self._columns.items()}
 
 
+def refuse_nulls(table: pa.Table) -> None:
+    """ValueError if a column has a null that may have none."""
+    for name in table.column_names:
+        if table[name].null_count and name not in NULLABLE:
+            raise ValueError(f"column {name!r} has {table[name].null_count} nulls")
+
+
 def _column(name: str, column: pa.ChunkedArray) -> Callable[[int], Any]:
     """What gives the cell of a row."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # of no rows
         array = pa.concat_arrays(array.chunks) if array.chunks else pa.array([], column.type)
-    if array.null_count and name not in NULLABLE:
-        raise ValueError(f"column {name!r} has {array.null_count} nulls")
     if pa.types.is_large_binary(array.type):
         return _bytes(array)
     if name == "input_ids":

@@ -23,7 +23,7 @@ from kdstore.header import parse_json_object
 from kdstore.layout import MAIN_SIGNAL, ROW_HASH, hash_column, signal_column
 from kdstore.parquet import CheckedParquet
 from kdstore.readers.decoder import RowDecoder
-from kdstore.readers.rows import RowGroup
+from kdstore.readers.rows import RowGroup, refuse_nulls
 from kdstore.sample import Sample
 from kdstore.signal import SparseSignal
 
@@ -90,6 +90,38 @@ class ShardReader:
         except _READ_ERRORS as error:
             raise self._corrupt(f"cannot read column {name!r}", got=error) from error
         return values
+
+    def plain(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """Some plain columns of one row group, and nothing else of it; row hashes are not checked.
+
+        Raises CorruptShardError if a page does not match its checksum.
+        """
+        try:
+            table = self._file.read_group(group, list(columns)).select(columns)
+            table.validate(full=True)  # Arrow reads any bytes as text; polars takes it for UTF-8
+            refuse_nulls(table)
+        except StorageError:
+            raise
+        except _READ_ERRORS as error:
+            raise self._corrupt(
+                f"cannot read {list(columns)} of group {group}", got=error
+            ) from error
+        return table
+
+    def bounds(self, group: int) -> dict[str, tuple[Any, Any]]:
+        """Least and greatest value of the plain columns of a row group that have statistics."""
+        chunks = [chunk for chunk in self._file.groups[group].chunks if chunk.name in PLAIN_COLUMNS]
+        try:
+            return {
+                chunk.name: (
+                    _bound(chunk.name, chunk.bounds[0]),
+                    _bound(chunk.name, chunk.bounds[1]),
+                )
+                for chunk in chunks
+                if chunk.bounds is not None
+            }
+        except UnicodeDecodeError as error:
+            raise self._corrupt(f"cannot read statistics of group {group}", got=error) from error
 
     def group_of_row(self, row: int) -> tuple[int, int]:
         """The row group that holds a row, and its place there; CorruptShardError if none does."""
@@ -191,6 +223,11 @@ class ShardReader:
         return CorruptShardError(
             f"corrupt shard: {what}", where=where, expected=expected, got=got, todo=RESTORE
         )
+
+
+def _bound(name: str, value: bytes) -> Any:
+    is_text = PLAIN_COLUMNS[name] == pa.string()
+    return value.decode() if is_text else int.from_bytes(value, "little", signed=True)
 
 
 def _covered_columns(columns: list[str], signal: str) -> dict[str, list[str]]:

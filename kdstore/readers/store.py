@@ -120,6 +120,13 @@ class Store(Samples):
         other.overlays = Overlays(self.folder, self.header, signal=signal, units=units)
         return other
 
+    def reopened(self) -> Store:
+        """The same samples with readers of its own, for use in another thread beside this one."""
+        other = shallow_copy(self)
+        other._cache, other.overlays = shallow_copy(self._cache), shallow_copy(self.overlays)
+        other._decoder = self.decoder
+        return other
+
     @property
     def config_digest(self) -> str:
         """Digest of what the store is; equal for every part and resume of one dump."""
@@ -154,6 +161,14 @@ class Store(Samples):
         """
         hashes = [commit.shard.xxh3_128 for commit in self.commits]
         return sha256_hex("\n".join([self.config_digest, *hashes]).encode())[:16]
+
+    def shard_urls(self) -> list[str]:
+        """Full paths or URLs of the committed shards, in order of their samples.
+
+        Any Parquet reader opens them; none of them checks what ``kdstore`` does.
+        """
+        root, paths = self.folder.local_root, [commit.shard.path for commit in self.commits]
+        return [str(root / path) if root else self.folder.location(path) for path in paths]
 
     def outline(self, shard_index: int) -> Outline:
         """Row groups and lengths of the n-th committed unit's shard; the last 256 are kept.
