@@ -11,7 +11,11 @@ from kdstore.signal import SparseSignal
 
 if TYPE_CHECKING:
     from kdstore.readers.collate import Batch, Collator
+    from kdstore.readers.dataset import BatchDataset, PositionFilter
     from kdstore.readers.explode import explode
+    from kdstore.readers.join import Join
+    from kdstore.readers.mixture import Mixture
+    from kdstore.readers.sampler import BatchSampler
     from kdstore.readers.scan import scan
     from kdstore.readers.store import Store, open
     from kdstore.train import losses
@@ -20,8 +24,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
+    "BatchDataset",
+    "BatchSampler",
     "Collator",
+    "Join",
     "KDStoreError",
+    "Mixture",
+    "PositionFilter",
     "Sample",
     "Span",
     "SparseSignal",
@@ -35,7 +44,12 @@ __all__ = [
 
 _LAZY = {
     "Batch": ("kdstore.readers.collate", "Batch"),
+    "BatchDataset": ("kdstore.readers.dataset", "BatchDataset"),
+    "BatchSampler": ("kdstore.readers.sampler", "BatchSampler"),
     "Collator": ("kdstore.readers.collate", "Collator"),
+    "Join": ("kdstore.readers.join", "Join"),
+    "Mixture": ("kdstore.readers.mixture", "Mixture"),
+    "PositionFilter": ("kdstore.readers.dataset", "PositionFilter"),
     "Store": ("kdstore.readers.store", "Store"),
     "explode": ("kdstore.readers.explode", "explode"),
     "losses": ("kdstore.train.losses", None),

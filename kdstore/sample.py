@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,6 +38,7 @@ class Sample:
     ``runs`` are the scored positions as half-open ascending ranges; they are normative, spans are
     annotation. ``signal`` is the teacher's answer for those positions, None before scoring.
     ``audit`` is the sample as the audit signal has it, at audited positions; only dumps set it.
+    ``teachers`` are the sample as other teachers have it; only joins set it.
     """
 
     sample_id: str
@@ -48,6 +50,7 @@ class Sample:
     metadata: dict[str, Any] | None = None
     signal: SparseSignal | None = field(default=None, repr=False)
     audit: Sample | None = field(default=None, repr=False)
+    teachers: Mapping[str, Sample] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         _check_ranges(self)
@@ -98,14 +101,21 @@ class Sample:
             runs=runs_of_positions(positions[kept] - start),
             metadata=self.metadata,
             signal=None if self.signal is None else self.signal[kept],
+            teachers={name: other.part(start, end) for name, other in self.teachers.items()},
         )
 
     def at(self, kept_S: NDArray[np.bool_]) -> Sample:
-        """The same sample, scored only at some of its positions."""
-        if kept_S.all():
+        """The same sample, scored only at some of its positions, also by other teachers."""
+        if kept_S.all() and not self.teachers:
             return self
+        positions = self.positions_S[kept_S]
+        teachers = {
+            name: other.at(np.isin(other.positions_S, positions))
+            for name, other in self.teachers.items()
+        }
         signal = None if self.signal is None else self.signal[kept_S]
-        return replace(self, runs=runs_of_positions(self.positions_S[kept_S]), signal=signal)
+        runs = runs_of_positions(positions)
+        return replace(self, runs=runs, signal=signal, teachers=teachers)
 
 
 def positions_of_runs(runs: tuple[tuple[int, int], ...]) -> NDArray[np.int64]:

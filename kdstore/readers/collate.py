@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ class Batch:
     * ``labels`` int64 like ``input_ids``: the token at scored positions, else -100; not shifted
     * ``signal``: the S scored positions, sample after sample; ``logit_rows_S`` int64
     * ``weights_S`` float32: token weights, one each unless set
+    * ``cursor``: the loader's state after this batch
+    * ``is_filler``: nothing is scored, so that a rank may step that has no batch left
+    * ``teachers``: of joined stores, what the others said; see ``of_teacher``
     """
 
     input_ids: Tensor
@@ -44,6 +47,7 @@ class Batch:
     sample_ids: list[str]
     cursor: Any = None
     is_filler: bool = False
+    teachers: Mapping[str, Answers] = field(default_factory=dict)
 
     def model_inputs(self) -> dict[str, Any]:
         """What a transformers model takes; packed samples do not see each other.
@@ -57,23 +61,50 @@ class Batch:
             masking = {"attention_mask": self.attention_mask}
         return {"input_ids": self.input_ids, **masking, "use_cache": False}
 
+    def of_teacher(self, name: str) -> Batch:
+        """The same batch with another teacher's answers; KeyError if there is none."""
+        answers = self.teachers[name]
+        return replace(self, **{one.name: getattr(answers, one.name) for one in fields(answers)})
+
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on a device."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor | TorchSignal)
-        }
-        return replace(self, **moved)
+        teachers = {name: answers.to(device) for name, answers in self.teachers.items()}
+        return replace(_moved(self, device), teachers=teachers)
 
     def pin_memory(self) -> Batch:
         """The same batch; torch's DataLoader calls this, and the signal stays pageable."""
         pinned: dict[str, Any] = {
-            field.name: value.pin_memory()
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
+            one.name: value.pin_memory()
+            for one in fields(self)
+            if isinstance(value := getattr(self, one.name), Tensor)
         }
         return replace(self, **pinned)
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What another teacher said of a batch: the fields of a Batch that differ by teacher."""
+
+    labels: Tensor
+    signal: TorchSignal
+    logit_rows_S: Tensor
+    weights_S: Tensor
+
+    def to(self, device: str | torch.device) -> Answers:
+        """The same on a device."""
+        return _moved(self, device)
+
+
+B = TypeVar("B", Batch, Answers)
+
+
+def _moved(tensors: B, device: str | torch.device) -> B:
+    moved: dict[str, Any] = {
+        one.name: value.to(device)
+        for one in fields(tensors)
+        if isinstance(value := getattr(tensors, one.name), Tensor | TorchSignal)
+    }
+    return replace(tensors, **moved)
 
 
 @dataclass(frozen=True)
@@ -92,28 +123,28 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """The batch of one or more samples; UsageError for none, or one without a signal."""
-        signal = SparseSignal.concat([_signal_of(sample) for sample in _some(samples)])
         plan = samples.plan if isinstance(samples, PlannedSamples) else None
+        _expect_some(samples)
         lengths = np.array([sample.num_tokens for sample in samples], dtype=np.int64)
         packs = np.array([len(samples)]) if plan is None else plan.packs
         rows = self._rows(lengths, packs if self.pack else np.ones_like(lengths))
-        token_rows_S = _shifted([sample.positions_S for sample in samples], rows.offsets)
         flat = {
             name: torch.from_numpy(array).view(-1, rows.width)
-            for name, array in self._flat(samples, rows, token_rows_S).items()
+            for name, array in self._flat(samples, rows).items()
         }
         return Batch(
             input_ids=flat["input_ids"],
             position_ids=flat["position_ids"],
             attention_mask=None if self.pack else flat["attention_mask"],
             cu_seqlens=torch.from_numpy(rows.starts(lengths, with_padding=self.pack)),
-            labels=flat["labels"],
-            signal=signal.to_torch(),
-            logit_rows_S=torch.from_numpy(token_rows_S - 1),
-            weights_S=torch.ones(len(signal)),
             sample_ids=[sample.sample_id for sample in samples],
             cursor=None if plan is None else plan.cursor,
             is_filler=plan is not None and plan.is_filler,
+            **vars(_answers(samples, rows, flat["input_ids"])),
+            teachers={
+                name: _answers([s.teachers[name] for s in samples], rows, flat["input_ids"])
+                for name in samples[0].teachers
+            },
         )
 
     def _rows(self, lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> _Rows:
@@ -127,9 +158,7 @@ class Collator:
         begins = np.cumsum(used) - used
         return _Rows(width, ends - lengths - begins[row_of] + row_of * width, used)
 
-    def _flat(
-        self, samples: Sequence[Sample], rows: _Rows, token_rows_S: NDArray[np.int64]
-    ) -> dict[str, NDArray[np.int64]]:
+    def _flat(self, samples: Sequence[Sample], rows: _Rows) -> dict[str, NDArray[np.int64]]:
         size = rows.width * len(rows.used)
         input_ids = np.full(size, self.pad_id, dtype=np.int64)
         position_ids, mask = np.zeros((2, size), dtype=np.int64)
@@ -142,14 +171,7 @@ class Collator:
             position_ids[(end - 1) * rows.width + used : end * rows.width] = np.arange(
                 rows.width - used
             )
-        labels = np.full(size, IGNORED_LABEL, dtype=np.int64)
-        labels[token_rows_S] = input_ids[token_rows_S]
-        return {
-            "input_ids": input_ids,
-            "position_ids": position_ids,
-            "attention_mask": mask,
-            "labels": labels,
-        }
+        return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": mask}
 
 
 @dataclass(frozen=True)
@@ -170,6 +192,15 @@ class _Rows:
         return np.unique(np.concatenate([self.offsets, padded, last])).astype(np.int32)
 
 
+def _answers(samples: Sequence[Sample], rows: _Rows, input_ids: Tensor) -> Answers:
+    """What one teacher said of a batch's tokens, and where."""
+    signal = SparseSignal.concat([_signal_of(sample) for sample in samples])
+    token_rows_S = torch.from_numpy(_shifted([s.positions_S for s in samples], rows.offsets))
+    labels = torch.full_like(input_ids, IGNORED_LABEL)
+    labels.view(-1)[token_rows_S] = input_ids.view(-1)[token_rows_S]
+    return Answers(labels, signal.to_torch(), token_rows_S - 1, torch.ones(len(signal)))
+
+
 def _shifted(
     positions: Sequence[NDArray[np.int64]], offsets: NDArray[np.int64]
 ) -> NDArray[np.int64]:
@@ -177,10 +208,9 @@ def _shifted(
     return np.concatenate([position + offset for position, offset in pairs])
 
 
-def _some(samples: Sequence[Sample]) -> Sequence[Sample]:
+def _expect_some(samples: Sequence[Sample]) -> None:
     if not samples:
         raise UsageError("a batch needs samples", expected="at least one", got=0)
-    return samples
 
 
 def _signal_of(sample: Sample) -> SparseSignal:

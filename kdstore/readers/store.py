@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy as shallow_copy
 from pathlib import Path
 from typing import Any
@@ -218,11 +218,15 @@ class Store(Samples):
 
     def find(self, sample_id: str) -> int:
         """The index of a sample's id, by reading the id column; KeyError if there is none."""
-        for unit_index in range(len(self.commits)):
-            ids = self.shard(unit_index).column("sample_id")
-            if sample_id in ids:
-                return int(self.first_rows[unit_index]) + ids.index(sample_id)
+        for index, found in enumerate(self.sample_ids()):
+            if found == sample_id:
+                return index
         raise KeyError(sample_id)
+
+    def sample_ids(self) -> Iterator[str]:
+        """The id of each sample, in order, by reading the id columns."""
+        for unit_index in range(len(self.commits)):
+            yield from self.shard(unit_index).column("sample_id")
 
     def token_table(self) -> TokenTable:
         """The bytes behind each token id."""
