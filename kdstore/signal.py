@@ -184,7 +184,7 @@ class SparseSignal:
         return ids, logprobs
 
     def to_torch(self, device: str | torch.device = "cpu") -> TorchSignal:
-        """The same arrays as torch tensors on a device (ids int64, as torch indexes)."""
+        """The same arrays as torch tensors on a device."""
         import torch
 
         def tensor(array: NDArray[Any]) -> torch.Tensor:
@@ -193,8 +193,7 @@ class SparseSignal:
         return TorchSignal(
             self.selection,
             tensor(self.indptr),
-            tensor(self.rows_N),
-            tensor(self.ids_N.astype(np.int64)),
+            tensor(self.ids_N),
             tensor(self.logprobs_N),
             tensor(self.rest_S),
             {name: tensor(values) for name, values in self.scalars.items()},
@@ -237,17 +236,31 @@ class SparseSignal:
 class TorchSignal:
     """A SparseSignal as torch tensors: what losses read.
 
-    ``indptr`` int64 [S+1], ``rows_N`` and ``ids_N`` int64, ``logprobs_N``, ``rest_S`` and each of
-    ``scalars`` float32.
+    ``indptr`` int64 [S+1], ``token_ids_N`` int32, ``logprobs_N``, ``rest_S`` and each of
+    ``scalars`` float32. ``ids_N`` and ``rows_N``, int64 as torch indexes by, are made on the device
+    when they are first asked for: they are three quarters of what would be copied there.
     """
 
     selection: str
     indptr: torch.Tensor
-    rows_N: torch.Tensor
-    ids_N: torch.Tensor
+    token_ids_N: torch.Tensor
     logprobs_N: torch.Tensor
     rest_S: torch.Tensor
     scalars: Mapping[str, torch.Tensor]
+
+    @cached_property
+    def ids_N(self) -> torch.Tensor:
+        """int64 [N]: the token of each entry."""
+        return self.token_ids_N.long()
+
+    @cached_property
+    def rows_N(self) -> torch.Tensor:
+        """int64 [N]: the position each entry belongs to."""
+        import torch
+
+        rows = torch.arange(len(self), device=self.indptr.device)
+        size = len(self.token_ids_N)
+        return torch.repeat_interleave(rows, self.indptr.diff(), output_size=size)
 
     def __len__(self) -> int:
         return len(self.rest_S)
@@ -257,8 +270,7 @@ class TorchSignal:
         return TorchSignal(
             self.selection,
             self.indptr.to(device, non_blocking=True),
-            self.rows_N.to(device, non_blocking=True),
-            self.ids_N.to(device, non_blocking=True),
+            self.token_ids_N.to(device, non_blocking=True),
             self.logprobs_N.to(device, non_blocking=True),
             self.rest_S.to(device, non_blocking=True),
             {name: v.to(device, non_blocking=True) for name, v in self.scalars.items()},
