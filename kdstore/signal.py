@@ -137,16 +137,18 @@ class SparseSignal:
         """Positions that follow each other: views, no copies."""
         bounds = self.indptr[start : max(start, end) + 1]
         entries, positions = slice(int(bounds[0]), int(bounds[-1])), slice(start, end)
-        return SparseSignal(
-            self.selection,
-            bounds - bounds[0],
-            self.ids_N[entries],
-            self.logprobs_N[entries],
-            self.rest_S[positions],
-            None if self.counts_N is None else self.counts_N[entries],
-            None if self.tail_N is None else self.tail_N[entries],
-            {name: values[positions] for name, values in self.scalars.items()},
+        part: SparseSignal = object.__new__(SparseSignal)  # not checked again: readers make many
+        vars(part).update(
+            selection=self.selection,
+            indptr=bounds - bounds[0],
+            ids_N=self.ids_N[entries],
+            logprobs_N=self.logprobs_N[entries],
+            rest_S=self.rest_S[positions],
+            counts_N=None if self.counts_N is None else self.counts_N[entries],
+            tail_N=None if self.tail_N is None else self.tail_N[entries],
+            scalars={name: values[positions] for name, values in self.scalars.items()},
         )
+        return part
 
     def to_dense(self, vocab_size: int) -> NDArray[np.float64]:
         """float64 [S, V] probabilities; ids without an entry are zero, rest is not spread."""

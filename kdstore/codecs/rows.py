@@ -89,18 +89,22 @@ def decode_runs(
         raise CorruptShardError(
             "plane 'runs' holds no pairs", expected="8 bytes a run", got=len(cell)
         )
-    bounds = np.frombuffer(cell, dtype="<i4").astype(np.int64)
-    steps = np.diff(bounds)
-    ascending = len(bounds) == 0 or (bounds[0] >= 1 and bounds[-1] <= num_tokens)
-    ascending = ascending and bool((steps[::2] > 0).all() and (steps[1::2] >= 0).all())
-    if not ascending or num_scored not in (None, int(steps[::2].sum())):
+    bounds = np.frombuffer(cell, dtype="<i4").tolist()
+    runs = tuple(zip(bounds[::2], bounds[1::2], strict=True))
+    previous, covered = 1, 0
+    for start, end in runs:
+        if not previous <= start < end <= num_tokens:
+            covered = -1
+            break
+        previous, covered = end, covered + end - start
+    if covered < 0 or num_scored not in (None, covered):
         raise CorruptShardError(
             "scored runs do not fit the sample",
             expected=f"{'some' if num_scored is None else num_scored} positions "
             f"within [1, {num_tokens})",
-            got=bounds[:8].tolist(),
+            got=bounds[:8],
         )
-    return tuple((start, end) for start, end in bounds.reshape(-1, 2).tolist())
+    return runs
 
 
 def row_hash(columns: Iterable[str], cells: Mapping[str, Any]) -> int:
