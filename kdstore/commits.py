@@ -40,21 +40,22 @@ class Commits(Sequence[Commit]):
     def __init__(
         self, columns: pa.Table, *, manifest: Manifest, files: dict[int, bytes], digest: str
     ) -> None:
-        self._columns, self._manifest, self._digest = columns, manifest, digest
+        self._manifest, self._digest = manifest, digest
         self._files, self._file_units = files, sorted(files)
+        self._fields = {name: columns[name].combine_chunks() for name in _RECORD}
         self.units = numbers(columns, "unit")
 
     def numbers(self, field: str) -> NDArray[np.int64]:
         """int64 [commits]: ``rows``, ``tokens`` or another number of each shard's record."""
-        return numbers(self._columns, field)
+        return np.asarray(self._fields[field].to_numpy(), dtype=np.int64)
 
     def texts(self, field: str) -> list[str]:
         """``path``, ``xxh3_128`` or ``footer_xxh3`` of each shard's record."""
-        return list(self._columns[field].to_pylist())
+        return list(self._fields[field].to_pylist())
 
     def record(self, index: int) -> ShardRecord:
         """The record of one shard, from the columns alone."""
-        return ShardRecord(*(self._columns[name][index].as_py() for name in _RECORD))
+        return ShardRecord(*(self._fields[name][index].as_py() for name in _RECORD))
 
     def __len__(self) -> int:
         return len(self.units)
@@ -136,7 +137,6 @@ def load_commits(folder: Folder, header: Header) -> Commits:
         rows = [flat_row(commit) for commit in commits]
         columns = _in_order([columns, pa.Table.from_pylist(rows, schema=FLAT_COLUMNS)])
     _check_of_store(columns, header, folder)
-    columns = columns.drop_columns("config_digest").combine_chunks()
     return Commits(columns, manifest=manifest, files=files, digest=header.config_digest)
 
 

@@ -86,9 +86,10 @@ class Store(Samples):
         Each is a sample of its own, also where an index comes twice.
         """
         places = [self._place(index) for index in indices]
+        shards = {unit_index: self.shard(unit_index) for unit_index, _, _ in places}
         by_group: dict[tuple[int, int, int], list[int]] = {}
         for n, (unit_index, row, draw) in enumerate(places):
-            group, _ = self.shard(unit_index).group_of_row(row - int(self.first_rows[unit_index]))
+            group, _ = shards[unit_index].group_of_row(row - int(self.first_rows[unit_index]))
             by_group.setdefault((unit_index, group, draw), []).append(n)
         found: dict[int, Sample] = {}
         for (unit_index, group, draw), members in sorted(by_group.items()):
