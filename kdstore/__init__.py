@@ -11,7 +11,9 @@ from kdstore.signal import SparseSignal
 
 if TYPE_CHECKING:
     from kdstore.readers.collate import Batch, Collator
-    from kdstore.readers.store import Store, open
+    from kdstore.readers.concat import Concatenation
+    from kdstore.readers.opening import open
+    from kdstore.readers.store import Store
     from kdstore.train import losses
 
 __version__ = "0.1.0"
@@ -19,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Batch",
     "Collator",
+    "Concatenation",
     "KDStoreError",
     "Sample",
     "Span",
@@ -32,9 +35,10 @@ __all__ = [
 _LAZY = {
     "Batch": ("kdstore.readers.collate", "Batch"),
     "Collator": ("kdstore.readers.collate", "Collator"),
+    "Concatenation": ("kdstore.readers.concat", "Concatenation"),
     "Store": ("kdstore.readers.store", "Store"),
     "losses": ("kdstore.train.losses", None),
-    "open": ("kdstore.readers.store", "open"),
+    "open": ("kdstore.readers.opening", "open"),
 }
 
 

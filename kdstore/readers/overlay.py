@@ -62,6 +62,11 @@ class Overlays:
         """How many draws there are without a gap, the store's own included."""
         return next(draw for draw in count(1) if draw not in self._draws)
 
+    @property
+    def scalars(self) -> set[str]:
+        """Names of the scalars that are added to every sample."""
+        return {scalar for name in self._scalars for scalar in self.found[name].header.scalars}
+
     def extend(
         self,
         samples: list[Sample],

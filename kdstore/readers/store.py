@@ -1,4 +1,4 @@
-"""``kdstore.open``: a store as a random-access sequence of samples."""
+"""A store as a random-access sequence of samples."""
 
 from __future__ import annotations
 
@@ -27,22 +27,6 @@ from kdstore.readers.samples import Index as Index
 from kdstore.readers.samples import Samples
 from kdstore.readers.shard import ShardReader
 from kdstore.sample import Sample
-
-
-def open(
-    url: str | Path,
-    *,
-    signal: str = MAIN_SIGNAL,
-    overlays: Sequence[str] | None = None,
-    **storage_options: Any,
-) -> Store:
-    """The store at a path or fsspec URL, of which one named signal is read.
-
-    ``overlays`` names those to read with it; None reads every one that is complete. Raises
-    StoreNotFoundError if there is no store, HeaderError if its header or that of an overlay cannot
-    be read, and UsageError if a named overlay is missing or incomplete.
-    """
-    return Store(Folder(url, **storage_options), signal=signal, overlays=overlays)
 
 
 class Store(Samples):
