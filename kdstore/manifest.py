@@ -127,6 +127,7 @@ def _read_columns(data: bytes, schema: pa.Schema) -> pa.Table:
     for name in schema.names:
         if table[name].null_count:
             raise ValueError(f"column {name!r} has {table[name].null_count} nulls")
+    table.validate(full=True)  # texts are UTF-8, which Parquet does not see to
     return table.select(schema.names)
 
 

@@ -344,6 +344,16 @@ def test_json_of_a_manifest_that_its_columns_do_not_say(store: Path) -> None:
         assert "manifest-000002" in "".join(verify_store(opened).problems)
 
 
+@pytest.mark.parametrize("name", ["path", "xxh3_128", "footer_xxh3", "config_digest", "commit"])
+def test_texts_of_a_manifest_that_are_not_utf_8(store: Path, name: str) -> None:
+    table = manifest_of(store)
+    texts = [b"\xb6" + text.encode() for text in table[name].to_pylist()]
+    path = write_manifest(store, with_column(table, name, pa.array(texts).view(pa.string())))
+    manifest = Manifest(path.read_bytes(), where="here")
+    with pytest.raises(HeaderError, match="UTF8"):
+        manifest.json(0) if name == "commit" else manifest.columns()
+
+
 @pytest.mark.parametrize("as_dictionary", [False, True])
 @pytest.mark.parametrize("name", ["commit", "xxh3_128"])
 def test_a_manifest_of_repeated_rows_is_not_unpacked(
