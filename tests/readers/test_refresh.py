@@ -138,6 +138,17 @@ def test_outlines(dump: Dump) -> None:
     assert store.row_groups()[-1][1] == len(store) == store.first_rows[-1]
 
 
+def test_the_last_outlines_are_kept(dump: Dump, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdstore.readers.outline.CACHED_OUTLINES", 2)
+    store = kdstore.open(dump())
+    first, second = store.outline(0), store.outline(1)
+    assert store.outline(0) is first
+    store.outline(2)
+    assert store.outline(0) is first
+    assert store.outline(1) is not second
+    assert store.outline(1).lengths.tolist() == second.lengths.tolist()
+
+
 def test_lengths_that_were_not_committed(dump: Dump) -> None:
     path = dump()
     for manifest in path.glob("manifest-*"):
