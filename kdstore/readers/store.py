@@ -161,8 +161,8 @@ class Store(Samples):
         Raises StoreMismatchError, and changes nothing, if there is another store now, and what
         ``kdstore.open`` raises.
         """
+        self._check_same(read_header(self.folder))
         now = Store(self.folder, signal=self.signal, overlays=self._named_overlays)
-        self._check_same(now.header)
         is_new = ~np.isin(now.commits.units, self.commits.units)
         kept = {name: vars(self)[name] for name in ("_cache", "_decoder", "_outlines")}
         self.overlays.close()

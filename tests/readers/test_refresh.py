@@ -80,6 +80,12 @@ def test_another_store_in_the_folder_is_refused(dump: Dump) -> None:
     path, other = dump("store"), dump("other", seed=3)
     store = kdstore.open(path)
     seen = store.fingerprint
+    own = (path / "kdstore.json").read_bytes()
+    shutil.copy(other / "kdstore.json", path)
+    with pytest.raises(StoreMismatchError, match=r"another store now: seed differs"):
+        store.refresh()
+    (path / "kdstore.json").write_bytes(own)
+    assert store.refresh() == 0
     shutil.move(path, path.with_name("aside"))
     with pytest.raises(StoreNotFoundError):
         store.refresh()
