@@ -19,8 +19,8 @@ def status(url: str, as_json: bool) -> None:
         "units": len(store.commits),
         "units_planned": store.header.num_units,
         "samples": len(store),
-        "tokens": sum(commit.shard.tokens for commit in store.commits),
-        "scored": sum(commit.shard.scored for commit in store.commits),
+        "tokens": int(store.shard_tokens.sum()),
+        "scored": int(store.commits.numbers("scored").sum()),
         "seconds": sum(commit.provenance.get("seconds", 0.0) for commit in store.commits),
     }
     overlays = {name: overlay.progress for name, overlay in store.overlays.found.items()}

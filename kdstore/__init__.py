@@ -11,13 +11,15 @@ from kdstore.signal import SparseSignal
 
 if TYPE_CHECKING:
     from kdstore.readers.collate import Batch, Collator
+    from kdstore.readers.concat import Concatenation
     from kdstore.readers.dataset import BatchDataset, PositionFilter
     from kdstore.readers.explode import explode
     from kdstore.readers.join import Join
     from kdstore.readers.mixture import Mixture
+    from kdstore.readers.opening import open
     from kdstore.readers.sampler import BatchSampler
     from kdstore.readers.scan import scan
-    from kdstore.readers.store import Store, open
+    from kdstore.readers.store import Store
     from kdstore.train import losses
 
 __version__ = "0.1.0"
@@ -27,6 +29,7 @@ __all__ = [
     "BatchDataset",
     "BatchSampler",
     "Collator",
+    "Concatenation",
     "Join",
     "KDStoreError",
     "Mixture",
@@ -47,13 +50,14 @@ _LAZY = {
     "BatchDataset": ("kdstore.readers.dataset", "BatchDataset"),
     "BatchSampler": ("kdstore.readers.sampler", "BatchSampler"),
     "Collator": ("kdstore.readers.collate", "Collator"),
+    "Concatenation": ("kdstore.readers.concat", "Concatenation"),
     "Join": ("kdstore.readers.join", "Join"),
     "Mixture": ("kdstore.readers.mixture", "Mixture"),
     "PositionFilter": ("kdstore.readers.dataset", "PositionFilter"),
     "Store": ("kdstore.readers.store", "Store"),
     "explode": ("kdstore.readers.explode", "explode"),
     "losses": ("kdstore.train.losses", None),
-    "open": ("kdstore.readers.store", "open"),
+    "open": ("kdstore.readers.opening", "open"),
     "scan": ("kdstore.readers.scan", "scan"),
 }
 

@@ -16,7 +16,8 @@ MAIN_SIGNAL = "main"
 AUDIT_SIGNAL = "audit"
 ROW_HASH = "row_hash"
 
-_SHARD = re.compile(r"data/part-[0-9]{6,18}-[0-9a-f]{8}\.parquet")
+SHARD_PATTERN = r"data/part-[0-9]{6,18}-[0-9a-f]{8}\.parquet"
+_SHARD = re.compile(SHARD_PATTERN)
 _PARTIAL = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{8}\.partial", re.DOTALL)
 _COMMIT = re.compile(r"([0-9]{6,18})\.json")
 _MANIFEST = re.compile(r"manifest-([0-9]{6,18})\.parquet")

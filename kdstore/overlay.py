@@ -6,11 +6,10 @@ commits, manifests. It names its store by digest and changes nothing in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from kdstore.commit import Commit, load_commits
+from kdstore.commits import CommitsByUnit, load_commits
 from kdstore.errors import HeaderError
 from kdstore.filesystem import Folder
 from kdstore.header import MAX_HEADER_BYTES, Header, check_names, check_plan
@@ -70,16 +69,12 @@ class Overlay:
     name: str
     folder: Folder
     header: OverlayHeader
-    commits: dict[int, Commit]
+    commits: CommitsByUnit
 
     @property
     def progress(self) -> str:
         """Units that are committed of those that there are: ``3 of 7 units``."""
         return f"{len(self.commits)} of {self.header.num_units} units"
-
-    def covers(self, units: Iterable[int]) -> bool:
-        """Whether each of these units is committed."""
-        return all(unit in self.commits for unit in units)
 
     def describe(self) -> dict[str, Any]:
         """What it holds and how far it has come, for people."""
@@ -112,7 +107,7 @@ def read_overlay(folder: Folder, name: str, header: Header) -> Overlay | None:
             got=(found.identity["store"], found.num_units),
             todo=f"remove the folder {overlay_path(name)}, which was copied in from elsewhere",
         )
-    return Overlay(name, inner, found, load_commits(inner, found))
+    return Overlay(name, inner, found, CommitsByUnit(load_commits(inner, found)))
 
 
 def read_overlays(folder: Folder, header: Header) -> list[Overlay]:

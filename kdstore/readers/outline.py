@@ -61,9 +61,8 @@ class OutlineCache:
 
     def get(self, path: str, open_shard: Callable[[], ShardReader]) -> Outline:
         """The outline of the shard at a path, which is opened where it was not read yet."""
-        if path not in self._outlines:
-            self._outlines[path] = read_outline(open_shard())
-            while len(self._outlines) > CACHED_OUTLINES:
-                self._outlines.popitem(last=False)
-        self._outlines.move_to_end(path)
-        return self._outlines[path]
+        outline = self._outlines.pop(path, None) or read_outline(open_shard())
+        self._outlines[path] = outline
+        while len(self._outlines) > CACHED_OUTLINES:
+            self._outlines.popitem(last=False)
+        return outline

@@ -11,6 +11,9 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kdstore.codecs import SignalCodec, codec_named
 from kdstore.codecs.scalars_only import ScalarsCodec
 from kdstore.errors import UsageError
@@ -37,7 +40,7 @@ class Overlays:
         header: Header,
         *,
         signal: str,
-        units: Sequence[int],
+        units: NDArray[np.int64],
         names: Sequence[str] | None = None,
     ) -> None:
         if names is None:
@@ -45,7 +48,7 @@ class Overlays:
         else:
             overlays = [_named(folder, name, header, units) for name in sorted(set(names))]
         self.found = {o.name: o for o in overlays if o.header.identity["signal"] == signal}
-        complete = [overlay for overlay in self.found.values() if overlay.covers(units)]
+        complete = [overlay for overlay in self.found.values() if overlay.commits.covers(units)]
         draws = {overlay.header.draw: overlay.name for overlay in reversed(complete)}
         self._draws = {draw: name for draw, name in draws.items() if draw}
         self._scalars = [overlay.name for overlay in complete if not overlay.header.draw]
@@ -58,6 +61,11 @@ class Overlays:
     def num_draws(self) -> int:
         """How many draws there are without a gap, the store's own included."""
         return next(draw for draw in count(1) if draw not in self._draws)
+
+    @property
+    def scalars(self) -> set[str]:
+        """Names of the scalars that are added to every sample."""
+        return {scalar for name in self._scalars for scalar in self.found[name].header.scalars}
 
     def extend(
         self,
@@ -149,7 +157,7 @@ class OverlayReader:
 
     def shard(self, unit: int) -> ShardReader:
         """The opened shard of a unit."""
-        return self._cache.shard(self.overlay.commits[unit].shard, self._decoder)
+        return self._cache.shard(self.overlay.commits.record(unit), self._decoder)
 
     def close(self) -> None:
         """Close all shards; a later read opens them anew."""
@@ -168,9 +176,9 @@ def overlay_codec(overlay: Overlay, codec: SignalCodec) -> SignalCodec:
     )
 
 
-def _named(folder: Folder, name: str, header: Header, units: Sequence[int]) -> Overlay:
+def _named(folder: Folder, name: str, header: Header, units: NDArray[np.int64]) -> Overlay:
     overlay = read_overlay(folder, name, header) if is_overlay_name(name) else None
-    if overlay is None or not overlay.covers(units):
+    if overlay is None or not overlay.commits.covers(units):
         raise UsageError(
             f"the overlay {name!r} cannot be read",
             where=folder.url,

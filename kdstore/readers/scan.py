@@ -16,9 +16,10 @@ from polars.io.plugins import register_io_source
 from kdstore.codecs.rows import PLAIN_COLUMNS
 from kdstore.errors import UsageError
 from kdstore.readers.cache import READ_AHEAD
+from kdstore.readers.opening import open
 from kdstore.readers.predicate import Bounds, Condition, conditions_of
 from kdstore.readers.shard import ShardReader
-from kdstore.readers.store import Store, open
+from kdstore.readers.store import Store
 from kdstore.signal import SparseSignal
 
 _PLACE = {"index": pl.Int64(), "unit": pl.Int64()}

@@ -10,6 +10,8 @@ from kdstore.codecs.scalars import scalar_planes
 from kdstore.layout import AUDIT_SIGNAL, COMMITS, MAIN_SIGNAL, signal_column
 from kdstore.readers.store import Store
 
+_STATISTICS = ("entries", "kept_mass", "audited")
+
 
 def store_stats(store: Store) -> dict[str, Any]:
     """Counts, means and bytes of a store and its signal ``main``, ready for JSON.
@@ -20,25 +22,25 @@ def store_stats(store: Store) -> dict[str, Any]:
     any rounding. Raises CorruptShardError for a shard whose footer is damaged.
     """
     store = store.with_signal(MAIN_SIGNAL)
-    shards = [commit.shard for commit in store.commits]
-    scored = sum(shard.scored for shard in shards)
-    bytes_total = sum(shard.bytes for shard in shards) + _overlay_bytes(store)
+    scored = int(store.commits.numbers("scored").sum())
+    bytes_total = int(store.commits.numbers("bytes").sum()) + _overlay_bytes(store)
+    sums, scalar_sums = _teacher_sums(store)
     return {
         "num_samples": len(store),
-        "num_tokens": sum(shard.tokens for shard in shards),
+        "num_tokens": int(store.shard_tokens.sum()),
         "num_scored": scored,
-        "num_audited": sum(commit.statistics.get("audited", 0) for commit in store.commits),
-        "num_units": len(shards),
+        "num_audited": sums["audited"],
+        "num_units": store.num_shards,
         "num_units_planned": store.header.num_units,
         "complete": store.is_complete,
         "selection": store.decoder.codec.selection,
         "bytes_total": bytes_total,
         "bytes_store": bytes_total + _bookkeeping_bytes(store),
         "bytes_per_position": _bytes_per_position(store, bytes_total, scored),
-        "entries_per_position": _mean(store, "entries", scored),
-        "kept_mass": _mean(store, "kept_mass", scored),
-        "mean_scalars": _mean_scalars(store, scored),
-        "padding_mass": _padding_mass(store, scored),
+        "entries_per_position": sums["entries"] / max(scored, 1),
+        "kept_mass": sums["kept_mass"] / max(scored, 1),
+        "mean_scalars": {name: total / max(scored, 1) for name, total in scalar_sums.items()},
+        "padding_mass": sums["padding_mass"] / max(scored, 1),
     }
 
 
@@ -64,13 +66,13 @@ def _bytes_per_position(store: Store, bytes_total: int, scored: int) -> dict[str
 
 def _overlay_bytes(store: Store) -> int:
     overlays = store.overlays.found.values()
-    return sum(commit.shard.bytes for o in overlays for commit in o.commits.values())
+    return sum(int(overlay.commits.ordered.numbers("bytes").sum()) for overlay in overlays)
 
 
 def _column_bytes(store: Store) -> Counter[str]:
     """Compressed bytes of each top-level column over all shards."""
     sizes: Counter[str] = Counter()
-    for index in range(len(store.commits)):
+    for index in range(store.num_shards):
         sizes += store.shard(index).column_bytes()
     return sizes
 
@@ -85,20 +87,13 @@ def _bookkeeping_bytes(store: Store) -> int:
     return total
 
 
-def _mean(store: Store, name: str, scored: int) -> float:
-    total: float = sum(commit.statistics.get(name, 0) for commit in store.commits)
-    return total / max(scored, 1)
-
-
-def _mean_scalars(store: Store, scored: int) -> dict[str, float]:
+def _teacher_sums(store: Store) -> tuple[Counter[str], Counter[str]]:
+    """What commits say of all scored positions, summed; and the sums of their scalars by name."""
     sums: Counter[str] = Counter()
+    scalars: Counter[str] = Counter()
     for commit in store.commits:
-        sums.update(commit.statistics.get("scalar_sums", {}))
-    return {name: total / max(scored, 1) for name, total in sums.items()}
-
-
-def _padding_mass(store: Store, scored: int) -> float:
-    lost: float = sum(
-        commit.provenance.get("padding_mass", 0.0) * commit.shard.scored for commit in store.commits
-    )
-    return lost / max(scored, 1)
+        lost = commit.provenance.get("padding_mass", 0.0) * commit.shard.scored
+        sums.update({name: commit.statistics.get(name, 0) for name in _STATISTICS})
+        sums.update({"padding_mass": lost})
+        scalars.update(commit.statistics.get("scalar_sums", {}))
+    return sums, scalars

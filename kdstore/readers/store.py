@@ -1,4 +1,4 @@
-"""``kdstore.open``: a store as a random-access sequence of samples."""
+"""A store as a random-access sequence of samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 from kdstore.align import TokenTable
 from kdstore.align.tokenizer_files import TABLE_FILE
 from kdstore.codecs import IdOrder, SignalCodec, codec_named
-from kdstore.commit import load_commits, read_part
+from kdstore.commit import read_part
+from kdstore.commits import load_commits
 from kdstore.errors import HeaderError, StoreMismatchError, UsageError
 from kdstore.filesystem import Folder
 from kdstore.hashing import sha256_hex
@@ -26,22 +27,6 @@ from kdstore.readers.samples import Index as Index
 from kdstore.readers.samples import Samples
 from kdstore.readers.shard import ShardReader
 from kdstore.sample import Sample
-
-
-def open(
-    url: str | Path,
-    *,
-    signal: str = MAIN_SIGNAL,
-    overlays: Sequence[str] | None = None,
-    **storage_options: Any,
-) -> Store:
-    """The store at a path or fsspec URL, of which one named signal is read.
-
-    ``overlays`` names those to read with it; None reads every one that is complete. Raises
-    StoreNotFoundError if there is no store, HeaderError if its header or that of an overlay cannot
-    be read, and UsageError if a named overlay is missing or incomplete.
-    """
-    return Store(Folder(url, **storage_options), signal=signal, overlays=overlays)
 
 
 class Store(Samples):
@@ -67,13 +52,11 @@ class Store(Samples):
         self._decoder: RowDecoder | None = None
         self.header = read_header(folder)
         _check_signal(self.header, signal, folder)
-        self.commits = list(load_commits(folder, self.header).values())
-        shards = [commit.shard for commit in self.commits]
-        self.shard_rows = np.array([shard.rows for shard in shards], dtype=np.int64)
-        self.shard_tokens = np.array([shard.tokens for shard in shards], dtype=np.int64)
+        self.commits = load_commits(folder, self.header)
+        self.shard_rows = self.commits.numbers("rows")
+        self.shard_tokens = self.commits.numbers("tokens")
         self.first_rows = np.append(np.int64(0), np.cumsum(self.shard_rows))
-        units = [commit.unit for commit in self.commits]
-        self.overlays = Overlays(folder, self.header, signal=signal, units=units, names=overlays)
+        self.overlays = self._find_overlays()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_decoder": None}
@@ -87,9 +70,10 @@ class Store(Samples):
         Each is a sample of its own, also where an index comes twice.
         """
         places = [self._place(index) for index in indices]
+        shards = {unit_index: self.shard(unit_index) for unit_index, _, _ in places}
         by_group: dict[tuple[int, int, int], list[int]] = {}
         for n, (unit_index, row, draw) in enumerate(places):
-            group, _ = self.shard(unit_index).group_of_row(row - int(self.first_rows[unit_index]))
+            group, _ = shards[unit_index].group_of_row(row - int(self.first_rows[unit_index]))
             by_group.setdefault((unit_index, group, draw), []).append(n)
         found: dict[int, Sample] = {}
         for (unit_index, group, draw), members in sorted(by_group.items()):
@@ -103,7 +87,7 @@ class Store(Samples):
         shard = self.shard(unit_index)
         places = [row - int(shard.first_rows[group]) for row in rows]
         samples = shard.samples(self._cache.row_group(shard, group), group, places)
-        unit, codec = self.commits[unit_index].unit, self.decoder.codec
+        unit, codec = int(self.commits.units[unit_index]), self.decoder.codec
         return self.overlays.extend(samples, unit=unit, rows=rows, draw=draw, codec=codec)
 
     def with_signal(self, signal: str) -> Store:
@@ -116,8 +100,7 @@ class Store(Samples):
         _check_signal(self.header, signal, self.folder)
         other = shallow_copy(self)
         other.signal, other._cache, other._named_overlays = signal, ShardCache(self.folder), None
-        units = [commit.unit for commit in self.commits]
-        other.overlays = Overlays(self.folder, self.header, signal=signal, units=units)
+        other.overlays = other._find_overlays()
         return other
 
     def reopened(self) -> Store:
@@ -126,6 +109,15 @@ class Store(Samples):
         other._cache, other.overlays = shallow_copy(self._cache), shallow_copy(self.overlays)
         other._decoder = self.decoder
         return other
+
+    def _find_overlays(self) -> Overlays:
+        return Overlays(
+            self.folder,
+            self.header,
+            signal=self.signal,
+            units=self.commits.units,
+            names=self._named_overlays,
+        )
 
     @property
     def config_digest(self) -> str:
@@ -159,7 +151,7 @@ class Store(Samples):
         A digest of ``config_digest`` and of the committed shards' hashes, in order of unit; what
         overlays add is no part of it.
         """
-        hashes = [commit.shard.xxh3_128 for commit in self.commits]
+        hashes = self.commits.texts("xxh3_128")
         return sha256_hex("\n".join([self.config_digest, *hashes]).encode())[:16]
 
     def shard_urls(self) -> list[str]:
@@ -167,7 +159,7 @@ class Store(Samples):
 
         Any Parquet reader opens them; none of them checks what ``kdstore`` does.
         """
-        root, paths = self.folder.local_root, [commit.shard.path for commit in self.commits]
+        root, paths = self.folder.local_root, self.commits.texts("path")
         return [str(root / path) if root else self.folder.location(path) for path in paths]
 
     def outline(self, shard_index: int) -> Outline:
@@ -175,7 +167,7 @@ class Store(Samples):
 
         Raises CorruptShardError if they are not what was committed.
         """
-        path = self.commits[shard_index].shard.path
+        path = self.commits.record(shard_index).path
         return self._outlines.get(path, lambda: self.shard(shard_index))
 
     def refresh(self) -> int:
@@ -189,14 +181,13 @@ class Store(Samples):
         Raises StoreMismatchError, and changes nothing, if there is another store now, and what
         ``kdstore.open`` raises.
         """
+        self._check_same(read_header(self.folder))
         now = Store(self.folder, signal=self.signal, overlays=self._named_overlays)
-        self._check_same(now.header)
-        before = {commit.unit for commit in self.commits}
-        new = [commit.shard.rows for commit in now.commits if commit.unit not in before]
+        is_new = ~np.isin(now.commits.units, self.commits.units)
         kept = {name: vars(self)[name] for name in ("_cache", "_decoder", "_outlines")}
         self.overlays.close()
         vars(self).update(vars(now) | kept)
-        return sum(new)
+        return int(self.shard_rows[is_new].sum())
 
     def _check_same(self, header: Header) -> None:
         """StoreMismatchError unless a header that was read later is that of this store."""
@@ -244,7 +235,7 @@ class Store(Samples):
 
     def shard(self, unit_index: int) -> ShardReader:
         """The opened shard of the n-th committed unit."""
-        return self._cache.shard(self.commits[unit_index].shard, self.decoder)
+        return self._cache.shard(self.commits.record(unit_index), self.decoder)
 
     @property
     def decoder(self) -> RowDecoder:

@@ -11,6 +11,7 @@ import xxhash
 from kdstore.align.tokenizer_files import TOKENIZER_FILE
 from kdstore.audit import audit_runs
 from kdstore.commit import Commit, ShardRecord, read_part
+from kdstore.commits import Commits
 from kdstore.errors import HeaderError, KDStoreError, StorageError
 from kdstore.filesystem import Folder
 from kdstore.hashing import sha256_hex
@@ -130,11 +131,11 @@ def _check_files(store: Store, report: VerifyReport) -> None:
 def _verify_unit(
     store: Store, index: int, plan: Plan, report: VerifyReport, *, audit: Store | None
 ) -> None:
-    commit = store.commits[index]
-    _verify_files(store.folder, commit, report)
-    planned = plan.unit(commit.unit)
+    unit, record = int(store.commits.units[index]), store.commits.record(index)
+    _verify_files(store.folder, store.commits, index, report)
+    planned = plan.unit(unit)
     found_overlays = store.overlays.found.values()
-    overlays = [_overlay_reader(store, overlay, commit, report) for overlay in found_overlays]
+    overlays = [_overlay_reader(store, overlay, index, report) for overlay in found_overlays]
     found: list[tuple[str, int]] = []
     scored = 0
     audited: dict[str, Any] = {}
@@ -145,16 +146,16 @@ def _verify_unit(
             sample, fraction=store.header.audit_fraction, seed=store.header.identity["seed"]
         )
         for overlay in filter(None, overlays):
-            _gather(report, overlay.additions, [sample], commit.unit, [row])
+            _gather(report, overlay.additions, [sample], unit, [row])
     counts = (len(found), sum(tokens for _, tokens in found), scored)
-    committed = _counts(commit.shard)
-    where = store.folder.location(commit.shard.path)
+    committed = _counts(record)
+    where = store.folder.location(record.path)
     if counts != committed:
         report.problems.append(
             f"{where}: (rows, tokens, scored) is {counts}, committed was {committed}"
         )
     if found != planned.ids_and_lengths:
-        report.problems.append(f"{where}: the samples are not those that unit {commit.unit} plans")
+        report.problems.append(f"{where}: the samples are not those that unit {unit} plans")
     if audit is not None:
         _verify_audit(audit, index, audited, report)
     report.num_units += 1
@@ -166,30 +167,31 @@ def _verify_audit(audit: Store, index: int, runs: dict[str, Any], report: Verify
     """A unit's audit signal, at the runs that seed and fraction give each sample."""
     for _, sample in _samples(audit, index, report):
         if sample.runs != runs.get(sample.sample_id, sample.runs):
-            where = audit.folder.location(audit.commits[index].shard.path)
+            where = audit.folder.location(audit.commits.record(index).path)
             report.problems.append(
                 f"{where}: sample {sample.sample_id!r} is not audited where seed and fraction say"
             )
 
 
 def _overlay_reader(
-    store: Store, overlay: Overlay, commit: Commit, report: VerifyReport
+    store: Store, overlay: Overlay, index: int, report: VerifyReport
 ) -> OverlayReader | None:
     """What reads an overlay's rows of a unit, its files checked; None if it has none to read."""
-    added = overlay.commits.get(commit.unit)
-    if added is None:
+    unit, record = int(store.commits.units[index]), store.commits.record(index)
+    if unit not in overlay.commits:
         return None
-    _verify_files(overlay.folder, added, report)
-    if _counts(added.shard) != _counts(commit.shard):
-        where = overlay.folder.location(added.shard.path)
+    added = overlay.commits.record(unit)
+    _verify_files(overlay.folder, overlay.commits.ordered, overlay.commits.index(unit), report)
+    if _counts(added) != _counts(record):
+        where = overlay.folder.location(added.path)
         report.problems.append(
-            f"{where}: (rows, tokens, scored) is {_counts(added.shard)}, the store's shard has "
-            f"{_counts(commit.shard)}"
+            f"{where}: (rows, tokens, scored) is {_counts(added)}, the store's shard has "
+            f"{_counts(record)}"
         )
 
     def opened() -> OverlayReader:
         reader = store.overlays.reader(overlay.name, store.decoder.codec)
-        reader.shard(commit.unit)
+        reader.shard(unit)
         return reader
 
     return _gather(report, opened)  # type: ignore[no-any-return]
@@ -199,13 +201,14 @@ def _counts(record: ShardRecord) -> tuple[int, int, int]:
     return record.rows, record.tokens, record.scored
 
 
-def _verify_files(folder: Folder, commit: Commit, report: VerifyReport) -> None:
+def _verify_files(folder: Folder, commits: Commits, index: int, report: VerifyReport) -> None:
     """A shard's bytes against its commit, and the commit's file against the manifest."""
-    hash_problem = _gather(report, _check_file, folder, commit.shard)
+    hash_problem = _gather(report, _check_file, folder, commits.record(index))
     if hash_problem:
         report.problems.append(hash_problem)
-    if _gather(report, _commit_file, folder, commit.unit) not in (None, commit):
-        where = folder.location(commit_path(commit.unit))
+    unit, commit = int(commits.units[index]), _gather(report, commits.__getitem__, index)
+    if commit is not None and _gather(report, _commit_file, folder, unit) not in (None, commit):
+        where = folder.location(commit_path(unit))
         report.problems.append(f"{where}: manifest and commit file differ")
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kdstore.commit import Commit, load_commits
+from kdstore.commits import Commits, load_commits
 from kdstore.filesystem import Folder
 from kdstore.header import read_header
 from kdstore.layout import COMMITS, DATA, TOKENIZER, is_partial, is_shard_path, overlay_path
@@ -29,19 +28,19 @@ def find_orphans(folder: Folder, *, older_than_s: float) -> list[Orphan]:
     no store, and HeaderError if its commits cannot be read.
     """
     header = read_header(folder)
-    found = _paths_without_commit(folder, load_commits(folder, header).values())
+    found = _paths_without_commit(folder, load_commits(folder, header))
     for name in overlay_names(folder):
         overlay, inner = read_overlay(folder, name, header), overlay_path(name)
-        commits = overlay.commits.values() if overlay else ()
+        commits = overlay.commits.ordered if overlay else None
         unnamed = _paths_without_commit(folder.within(inner), commits)
         found += [f"{inner}/{path}" for path in unnamed]
     orphans = [_orphan(folder, path) for path in found]
     return [orphan for orphan in orphans if orphan and orphan.age_s >= older_than_s]
 
 
-def _paths_without_commit(folder: Folder, commits: Iterable[Commit]) -> list[str]:
+def _paths_without_commit(folder: Folder, commits: Commits | None) -> list[str]:
     """Shards and partial files in the folder of a store, or of an overlay."""
-    named = {commit.shard.path for commit in commits}
+    named = set(commits.texts("path")) if commits is not None else set()
     paths = [f"{part}/{name}" for part in (DATA, COMMITS, TOKENIZER) for name in folder.names(part)]
     paths += folder.names()
     return [

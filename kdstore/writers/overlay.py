@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import kdstore
 from kdstore.codecs.rows import RUNS, encode_runs
 from kdstore.codecs.scalars_only import ScalarsCodec
+from kdstore.commits import CommitsByUnit, load_commits
 from kdstore.errors import InputError, SignalError, UsageError
 from kdstore.filesystem import Folder
 from kdstore.header import check_same_identity
@@ -145,7 +146,7 @@ def _create(store: Store, name: str, identity: dict[str, Any]) -> Overlay:
     folder.create(OVERLAY_HEADER, header.to_bytes())  # else another worker's stands
     where = folder.location(OVERLAY_HEADER)
     created = OverlayHeader.from_bytes(folder.read(OVERLAY_HEADER), where=where)
-    return Overlay(name, folder, created, {})
+    return Overlay(name, folder, created, CommitsByUnit(load_commits(folder, created)))
 
 
 def _check_name(name: str, store: Store) -> None:

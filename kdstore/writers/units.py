@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from kdstore.commit import Commit, load_commits, manifest_bytes
+from kdstore.commit import Commit
+from kdstore.commits import load_commits
 from kdstore.errors import StorageError
 from kdstore.filesystem import Folder
 from kdstore.header import Header
 from kdstore.layout import commit_path, manifest_path, shard_path
+from kdstore.manifest import manifest_bytes
 from kdstore.sample import Sample
 from kdstore.writers.shard import ShardWriter, row_groups
 
@@ -23,7 +25,7 @@ class UnitWriter:
 
     def __init__(self, folder: Folder, header: Header, shards: ShardWriter) -> None:
         self.folder, self.header, self.shards = folder, header, shards
-        self.commits = load_commits(folder, header)
+        self.commits = self._load()
 
     def pending_units(self, *, worker: int = 0, num_workers: int = 1) -> list[int]:
         """Units that no commit names yet, of those that fall to one of several workers."""
@@ -64,11 +66,14 @@ class UnitWriter:
 
     def seal(self) -> bool:
         """Write the manifest of all units if every one is committed; whether that is so."""
-        self.commits = load_commits(self.folder, self.header)
+        self.commits = self._load()
         complete = len(self.commits) == self.header.num_units
         if complete and not self.folder.exists(manifest_path(len(self.commits))):
             self._write_manifest()
         return complete
+
+    def _load(self) -> dict[int, Commit]:
+        return {commit.unit: commit for commit in load_commits(self.folder, self.header)}
 
     def _write_manifest(self) -> None:
         data = manifest_bytes(list(self.commits.values()))

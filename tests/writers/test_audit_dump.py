@@ -11,7 +11,7 @@ import pytest
 
 import kdstore
 from kdstore.audit import audit_runs
-from kdstore.commit import load_commits
+from kdstore.commits import load_commits
 from kdstore.layout import commit_path
 from kdstore.select import parse_selection
 from kdstore.writers import dump as dump_module
@@ -100,7 +100,7 @@ def test_samples_without_audited_positions_are_kept(dump: Dump) -> None:
 
 def test_commits_count_what_is_audited(dump: Dump) -> None:
     store = kdstore.open(dump(audit_fraction=0.2), signal="audit")
-    commits = load_commits(store.folder, store.header).values()
+    commits = load_commits(store.folder, store.header)
     counted = sum(commit.statistics["audited"] for commit in commits)
     assert counted == sum(sample.num_scored for sample in store) > 100
 

@@ -1,0 +1,54 @@
+"""``kdstore.open``: one store, or several as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from kdstore.filesystem import Folder
+from kdstore.layout import MAIN_SIGNAL
+from kdstore.readers.concat import Concatenation
+from kdstore.readers.store import Store
+
+Urls = list[str] | list[Path] | list[str | Path] | tuple[str | Path, ...]
+
+
+@overload
+def open(
+    url: str | Path,
+    *,
+    signal: str = MAIN_SIGNAL,
+    overlays: Sequence[str] | None = None,
+    **storage_options: Any,
+) -> Store: ...
+
+
+@overload
+def open(
+    url: Urls,
+    *,
+    signal: str = MAIN_SIGNAL,
+    overlays: Sequence[str] | None = None,
+    **storage_options: Any,
+) -> Concatenation: ...
+
+
+def open(
+    url: str | Path | Urls,
+    *,
+    signal: str = MAIN_SIGNAL,
+    overlays: Sequence[str] | None = None,
+    **storage_options: Any,
+) -> Store | Concatenation:
+    """The store at a path or fsspec URL, of which one named signal is read; of a list, all as one.
+
+    ``overlays`` names those to read with it; None reads every one that is complete. Raises
+    StoreNotFoundError if there is no store, HeaderError if its header or that of an overlay cannot
+    be read, UsageError if a named overlay is missing or incomplete, and StoreMismatchError if the
+    signals of listed stores cannot share a batch.
+    """
+    if isinstance(url, list | tuple):
+        folders = [Folder(one, **storage_options) for one in url]
+        return Concatenation([Store(f, signal=signal, overlays=overlays) for f in folders])
+    return Store(Folder(url, **storage_options), signal=signal, overlays=overlays)
