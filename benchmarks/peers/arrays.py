@@ -30,9 +30,11 @@ class Payload:
         about = json.loads((folder / "payload.json").read_text())
         self.axes: dict[str, str] = about["axes"]
         self.batch_tokens: int = about["batch_tokens"]
-        self._columns = {name: np.load(folder / f"{name}.npy") for name in self.axes}
+        self._columns: Arrays = {name: np.load(folder / f"{name}.npy") for name in self.axes}
         axes = sorted(set(self.axes.values()))
-        self._splits = {axis: np.load(folder / f"splits_{axis}.npy") for axis in axes}
+        self._splits: dict[str, NDArray[Any]] = {
+            axis: np.load(folder / f"splits_{axis}.npy") for axis in axes
+        }
 
     def __len__(self) -> int:
         return len(self._splits[PER_TOKEN]) - 1
