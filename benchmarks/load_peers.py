@@ -39,6 +39,7 @@ PEERS = {
     ),
     "litdata": Peer("litdata_side", "litdata", ("litdata==0.2.76",)),
     "datasets": Peer("datasets_side", "datasets", _DATASETS),
+    "datasets_rows": Peer("datasets_rows_side", "datasets", _DATASETS),
     "distillkit": Peer("distillkit_side", "datasets", _DATASETS, ("topk50",), 0.05),
 }
 

@@ -34,16 +34,16 @@ class Datasets:
         batches = pa.table(columns).to_batches(max_chunksize=WRITTEN_TOGETHER)
         Dataset(pa.Table.from_batches(batches)).save_to_disk(str(folder))
         self.bytes_on_disk = folder_bytes(folder)
-        self._dataset = load_from_disk(str(folder)).with_format("arrow")
-        self._batch_size = samples.batch_size
+        self.dataset = load_from_disk(str(folder)).with_format("arrow")
+        self.batch_size = samples.batch_size
 
     def epochs(self, *, workers: int, count: int) -> Batches:
         """Batches of about ``batch_tokens`` tokens."""
-        order = RandomSampler(self._dataset, generator=torch.Generator().manual_seed(0))
+        order = RandomSampler(self.dataset, generator=torch.Generator().manual_seed(0))
         loader: DataLoader[Tensors] = DataLoader(
-            self._dataset,
+            self.dataset,
             batch_size=None,
-            sampler=BatchSampler(order, self._batch_size, drop_last=False),
+            sampler=BatchSampler(order, self.batch_size, drop_last=False),
             num_workers=workers,
             persistent_workers=workers > 0,
             collate_fn=_collate,

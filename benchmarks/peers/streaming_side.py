@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from streaming import MDSWriter, StreamingDataLoader, StreamingDataset
-from streaming.base.util import clean_stale_shared_memory
+import torch
 
-from benchmarks.peers.arrays import Payload, collate
-from benchmarks.peers.serve import Batches, folder_bytes, serve
+# streaming imports torchvision for images, and torchvision, as PyPI has it, does not load beside a
+# torch without CUDA: it registers shapes for two operators of a library that it failed to load.
+_operators: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+for _name in ("nms", "qnms"):
+    _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+from streaming import MDSWriter, StreamingDataLoader, StreamingDataset  # noqa: E402
+from streaming.base.util import clean_stale_shared_memory  # noqa: E402
+
+from benchmarks.peers.arrays import Payload, collate  # noqa: E402
+from benchmarks.peers.serve import Batches, folder_bytes, serve  # noqa: E402
 
 
 class Streaming:
