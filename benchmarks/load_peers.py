@@ -32,11 +32,11 @@ class Peer:
     share: float = 1.0  # of the samples; less for one that would take minutes an epoch
 
 
+# streaming hands locks to forked workers, which newer versions of filelock refuse.
+_STREAMING = ("mosaicml-streaming==0.13.0", "transformers==4.57.6", "filelock==3.18.0")
 _DATASETS = ("datasets==5.2.0",)
 PEERS = {
-    "streaming": Peer(
-        "streaming_side", "streaming", ("mosaicml-streaming==0.13.0", "transformers==4.57.6")
-    ),
+    "streaming": Peer("streaming_side", "streaming", _STREAMING),
     "litdata": Peer("litdata_side", "litdata", ("litdata==0.2.76",)),
     "datasets": Peer("datasets_side", "datasets", _DATASETS),
     "datasets_rows": Peer("datasets_rows_side", "datasets", _DATASETS),

@@ -44,7 +44,8 @@ def serve(make: Callable[[Path, Path], Side]) -> None:
         try:
             answer = REQUESTS[request.pop("do")](side, **request)
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            lines = str(error).splitlines() or [""]
+            answer = {"error": f"{type(error).__name__}: {lines[0]} … {lines[-1]}"}
         answers.write(json.dumps(answer) + "\n")
 
 
