@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,7 +104,8 @@ def use_cores(count: int | None) -> None:
     """Pin all threads of this process to the first cores that it may use, or to none."""
     cores = sorted(_ALL_CORES)[:count]
     for thread in Path("/proc/self/task").iterdir():
-        os.sched_setaffinity(int(thread.name), cores)
+        with suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 def folder_bytes(folder: Path) -> int:
