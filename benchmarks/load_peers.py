@@ -9,12 +9,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / "build" / "peers"
 TORCH = "torch==2.13.0"
+LONGEST_ANSWER_S = 900
 
 
 class PeerError(Exception):
@@ -83,7 +85,7 @@ class Process:
         self.ready = self._answer()
 
     def ask(self, do: str, **options: Any) -> Mapping[str, Any]:
-        """The answer to a request of ``peers.serve``; PeerError if there is none."""
+        """The answer to a request of ``peers.serve``; PeerError if there is none in 15 minutes."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": do, **options}) + "\n")
         self._process.stdin.flush()
@@ -107,9 +109,12 @@ class Process:
 
     def _answer(self) -> Mapping[str, Any]:
         assert self._process.stdout is not None
+        alarm = Timer(LONGEST_ANSWER_S, self._process.kill)
+        alarm.start()
         line = self._process.stdout.readline()
+        alarm.cancel()
         if not line:
-            raise PeerError("ended: " + self._log.read_text()[-800:])
+            raise PeerError("ended, or had to be: " + self._log.read_text()[-800:])
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise PeerError(answer["error"])

@@ -33,16 +33,14 @@ class Streaming:
             for sample in samples:
                 writer.write(sample)
         self.bytes_on_disk = folder_bytes(folder)
-        self._batch_size = samples.batch_size
+        self._batch_size, self._folder = samples.batch_size, folder
+        self._datasets: dict[int, StreamingDataset] = {}
         clean_stale_shared_memory()
-        self._dataset = StreamingDataset(
-            local=str(folder), shuffle=True, batch_size=self._batch_size, shuffle_seed=0
-        )
 
     def epochs(self, *, workers: int, count: int) -> Batches:
         """Batches of about ``batch_tokens`` tokens."""
         loader = StreamingDataLoader(
-            self._dataset,
+            self._dataset(workers),
             batch_size=self._batch_size,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -51,6 +49,21 @@ class Streaming:
         for _ in range(count):
             yield from loader
             yield None
+
+    def _dataset(self, workers: int) -> StreamingDataset:
+        """A dataset for each number of workers: one that served another waits for ever.
+
+        Each needs a folder of its own, since streaming shares its state by the folder's name.
+        """
+        if workers not in self._datasets:
+            link = self._folder.with_name(f"{self._folder.name}-{workers}")
+            link.mkdir()
+            for file in self._folder.iterdir():
+                (link / file.name).symlink_to(file)
+            self._datasets[workers] = StreamingDataset(
+                local=str(link), shuffle=True, batch_size=self._batch_size, shuffle_seed=0
+            )
+        return self._datasets[workers]
 
 
 if __name__ == "__main__":
