@@ -28,6 +28,15 @@ _FIT = np.linalg.pinv(_PLACES)
 
 def write(signal: SparseSignal, splits: NDArray[np.int64]) -> bytes:
     """A Parquet file of top-50 signals, a row a sample."""
+    columns = cells(signal)
+    table = pa.table({name: _cells(values, splits) for name, values in columns.items()})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", compression_level=1, use_dictionary=False)
+    return sink.getvalue()
+
+
+def cells(signal: SparseSignal) -> dict[str, NDArray[Any]]:
+    """``ids`` uint8 [S, 113], ``exact`` uint16 [S] and ``coefficients`` float32 [S, 3]."""
     S = len(signal)
     ids, logprobs = signal.ids_N.reshape(S, K), signal.logprobs_N.reshape(S, K)
     order = np.argsort(-logprobs, axis=1, kind="stable")
@@ -36,11 +45,7 @@ def write(signal: SparseSignal, splits: NDArray[np.int64]) -> bytes:
     _pack(ids, packed)
     exact = logprobs[:, 0].astype("<f4").view("<u4") + 0x8000 >> 16
     coefficients = (logprobs[:, 1:].astype(np.float64) @ _FIT.T).astype("<f4")
-    columns = {"ids": packed, "exact": exact.astype("<u2"), "coefficients": coefficients}
-    table = pa.table({name: _cells(values, splits) for name, values in columns.items()})
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", compression_level=1, use_dictionary=False)
-    return sink.getvalue()
+    return {"ids": packed, "exact": exact.astype("<u2"), "coefficients": coefficients}
 
 
 def read(data: bytes) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -16,3 +16,8 @@ def print_figure(figure: str, value: float, unit: str, **more: Any) -> None:
 def machine() -> str:
     """The machine's architecture and core count, for the record of a figure."""
     return f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+def print_failure(figure: str, error: str, **more: Any) -> None:
+    """Print that a figure could not be measured, and why."""
+    print(json.dumps({"figure": figure, "error": error, **more}), flush=True)
