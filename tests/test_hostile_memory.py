@@ -17,7 +17,7 @@ from kdstore import parquet
 from kdstore.arrowfile import read_ipc
 from kdstore.errors import CorruptShardError, HeaderError
 from kdstore.pages import Chunk, _pages, check_pages
-from kdstore.parquet import CheckedParquet
+from kdstore.parquet import CheckedParquet, Memory
 from kdstore.readers.verify import verify_store
 from kdstore.thrift import read_struct
 from tests.golden.arrays import GOLDEN
@@ -119,7 +119,7 @@ NOTHINGS: list[tuple[str, pa.Array]] = [
 def test_nothing_many_times(name: str, array: pa.Array) -> None:
     data = parquet_bytes(pa.table({name: array}), write_statistics=False)
     assert len(data) < 50_000
-    file = CheckedParquet(pa.BufferReader(data), footer_of(data), plain=True)
+    file = CheckedParquet(Memory(data), footer_of(data), plain=True)
     before = pa.total_allocated_bytes()
     with pytest.raises(ValueError, match=r"values in \d+ bytes"):
         file.read_group(0, [name])

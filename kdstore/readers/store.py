@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy as shallow_copy
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,10 @@ from kdstore.errors import HeaderError, UsageError
 from kdstore.filesystem import Folder
 from kdstore.header import Header, read_header
 from kdstore.layout import HEADER, ID_ORDER, MAIN_SIGNAL, TOKENIZER
+from kdstore.readers.background import Background
 from kdstore.readers.cache import READ_AHEAD, ShardCache
 from kdstore.readers.decoder import RowDecoder
+from kdstore.readers.download import ShardFiles, shard_files
 from kdstore.readers.overlay import Overlays
 from kdstore.readers.shard import ShardReader
 from kdstore.sample import Sample
@@ -35,15 +38,20 @@ def open(
     *,
     signal: str = MAIN_SIGNAL,
     overlays: Sequence[str] | None = None,
+    cache_dir: str | Path | None = None,
+    cache_bytes: int | None = None,
     **storage_options: Any,
 ) -> Store:
     """The store at a path or fsspec URL, of which one named signal is read.
 
-    ``overlays`` names those to read with it; None reads every one that is complete. Raises
-    StoreNotFoundError if there is no store, HeaderError if its header or that of an overlay cannot
-    be read, and UsageError if a named overlay is missing or incomplete.
+    ``overlays`` names those to read with it; None reads every one that is complete. Shards of a
+    remote store are kept whole in ``cache_dir``, of ``cache_bytes`` in all; without one (nor
+    ``KDSTORE_CACHE_DIR``) they are read by ranges. Raises StoreNotFoundError if there is no store,
+    HeaderError if its header or that of an overlay cannot be read, and UsageError if a named
+    overlay is missing or incomplete, or the cache has no size.
     """
-    return Store(Folder(url, **storage_options), signal=signal, overlays=overlays)
+    files = shard_files(cache_dir, cache_bytes)
+    return Store(Folder(url, **storage_options), signal=signal, overlays=overlays, files=files)
 
 
 class Store:
@@ -62,16 +70,19 @@ class Store:
         *,
         signal: str = MAIN_SIGNAL,
         overlays: Sequence[str] | None = None,
+        files: ShardFiles | None = None,
     ) -> None:
         self.folder, self.signal = folder, signal
-        self._cache = ShardCache(folder)
+        self._cache, self._background = ShardCache(folder, files=files), Background()
         self._decoder: RowDecoder | None = None
         self.header = read_header(folder)
         _check_signal(self.header, signal, folder)
         self.commits = list(load_commits(folder, self.header).values())
         self.first_rows = np.cumsum([0, *(commit.shard.rows for commit in self.commits)])
         units = [commit.unit for commit in self.commits]
-        self.overlays = Overlays(folder, self.header, signal=signal, units=units, names=overlays)
+        self.overlays = Overlays(
+            folder, self.header, signal=signal, units=units, names=overlays, files=files
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_decoder": None}
@@ -124,11 +135,42 @@ class Store:
 
     def _read(self, unit_index: int, group: int, rows: list[int], draw: int) -> list[Sample]:
         """Samples of one row group, by their rows in the shard."""
-        shard = self.shard(unit_index)
-        places = [row - int(shard.first_rows[group]) for row in rows]
-        samples = shard.samples(self._cache.row_group(shard, group), group, places)
+        first = int(self.shard(unit_index).first_rows[group])
+        places = [row - first for row in rows]
+        samples = self._cache.read(
+            self.commits[unit_index].shard,
+            self.decoder,
+            group,
+            partial(ShardReader.samples, group=group, places=places),
+        )
         unit, codec = self.commits[unit_index].unit, self.decoder.codec
         return self.overlays.extend(samples, unit=unit, rows=rows, draw=draw, codec=codec)
+
+    def prefetch(self, indices: Sequence[Index]) -> None:
+        """Begin to read what some samples need, in the background; returns at once.
+
+        What cannot be read is an error when the sample is asked for. It keeps to half of what
+        ``reserve`` gives, and does nothing beyond it.
+        """
+        by_unit: dict[tuple[int, int], list[int]] = {}
+        for row, draw in map(self._normal, indices):
+            unit_index = int(np.searchsorted(self.first_rows, row, side="right")) - 1
+            in_shard = row - int(self.first_rows[unit_index])
+            by_unit.setdefault((unit_index, draw), []).append(in_shard)
+        for (unit_index, draw), rows in by_unit.items():
+            self._background.submit(partial(self._prefetch, unit_index, rows, draw))
+
+    def _prefetch(self, unit_index: int, rows: list[int], draw: int) -> None:
+        commit, background = self.commits[unit_index], self._background
+        self._cache.prefetch(background, commit.shard, self.decoder, rows)
+        self.overlays.prefetch(
+            background, unit=commit.unit, rows=rows, draw=draw, codec=self.decoder.codec
+        )
+
+    def reserve(self, *, shards: int = 0, row_groups: int = 0) -> None:
+        """Keep at least so many shards open and row groups in memory, of each overlay as well."""
+        self._cache.reserve(shards=shards, row_groups=row_groups)
+        self.overlays.reserve(shards=shards, row_groups=row_groups)
 
     def with_signal(self, signal: str) -> Store:
         """The same samples with another of the store's signals, at the positions it covers.
@@ -139,9 +181,10 @@ class Store:
             return self
         _check_signal(self.header, signal, self.folder)
         other = shallow_copy(self)
-        other.signal, other._cache = signal, ShardCache(self.folder)
+        files = self._cache.files
+        other.signal, other._cache = signal, ShardCache(self.folder, files=files)
         units = [commit.unit for commit in self.commits]
-        other.overlays = Overlays(self.folder, self.header, signal=signal, units=units)
+        other.overlays = Overlays(self.folder, self.header, signal=signal, units=units, files=files)
         return other
 
     @property
@@ -180,6 +223,7 @@ class Store:
 
     def close(self) -> None:
         """Close all shards; a later read opens them anew."""
+        self._background.stop()
         self._cache.close()
         self.overlays.close()
 
