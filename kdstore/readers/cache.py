@@ -77,10 +77,10 @@ class ShardCache:
         rows: Sequence[int],
     ) -> None:
         """Open a shard now, and have the row groups of some rows read in the background."""
-        self._shards.prefetch(record.path, self._opening(record, decoder))
-        shard = self._shards.peek(record.path)
-        if shard is None:
+        future = self._shards.prefetch(record.path, self._opening(record, decoder))
+        if future is None:
             return
+        shard = future.result()
         for group in by_group(shard, rows):
             read = partial(shard.row_group, group)
             background.submit(partial(self._groups.prefetch, (record.path, group), read))
@@ -125,17 +125,15 @@ class LastUsed(Generic[A]):
             self.drop(key, future)
             raise
 
-    def prefetch(self, key: Hashable, make: Callable[[], A]) -> None:
-        """Make a value for a later ``get``, unless half of the room holds such already."""
-        self._in_this_process()
-        if len(self._unread) < max(1, self._most // 2):
-            self._future(key, make, unread=True)
+    def prefetch(self, key: Hashable, make: Callable[[], A]) -> Future[A] | None:
+        """Make a value for a later ``get``, which raises what goes wrong.
 
-    def peek(self, key: Hashable) -> A | None:
-        """The value of a key, if it is there and was made."""
-        future = self._values.get(key)
-        made = future is not None and future.done() and future.exception() is None
-        return future.result() if made and future is not None else None
+        None, and nothing is made, where half of the room holds such already.
+        """
+        self._in_this_process()
+        with self._lock:
+            room = key in self._values or len(self._unread) < max(1, self._most // 2)
+        return self._future(key, make, unread=True) if room else None
 
     def drop(self, key: Hashable, future: Future[A] | None = None) -> None:
         """Forget a key, or only if it has this future."""
