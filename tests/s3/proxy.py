@@ -11,12 +11,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 STALL_S = 2
 MOST_IN_A_ROW = 3  # bad answers to one request, of the attempts that a reader has
 SHARES = {"503": 0.15, "reset": 0.05, "cut": 0.05, "short": 0.05}
 _HOP = ("connection", "keep-alive", "transfer-encoding")
+
+
+P = TypeVar("P", bound="FaultProxy")
 
 
 class FaultProxy(ThreadingHTTPServer):
@@ -130,9 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def faulty(upstream: str, *, seed: int, stall_at: int | None = None) -> Iterator[FaultProxy]:
-    """A proxy before a server until the block ends."""
-    proxy = FaultProxy(upstream, seed=seed, stall_at=stall_at)
+def serving(proxy: P) -> Iterator[P]:
+    """A proxy that answers until the block ends."""
     thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

@@ -17,7 +17,7 @@ from kdstore.readers.sampler import EpochSampler
 from kdstore.readers.store import Store
 from kdstore.sample import Sample
 from tests.s3.conftest import Remote
-from tests.s3.proxy import faulty
+from tests.s3.proxy import FaultProxy, serving
 from tests.writers.test_dump import assert_same
 
 WAIT_S = 120
@@ -75,7 +75,7 @@ def test_a_server_that_fails_again_and_again(
     monkeypatch.setattr(retry, "_FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     config = {"retries": {"max_attempts": 0}, "read_timeout": 1}
-    with faulty(remote.address, seed=1, stall_at=50) as proxy:
+    with serving(FaultProxy(remote.address, seed=1, stall_at=50)) as proxy:
         options = {**remote.options(proxy.address), "config_kwargs": config}
         store = kdstore.open(remote.url, **cache, **options)
         store.reserve(row_groups=50)
@@ -91,7 +91,7 @@ def test_a_dead_server_is_an_error(remote: Remote, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(retry, "ATTEMPTS", 2)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     config = {"retries": {"max_attempts": 0}}
-    with faulty(remote.address, seed=0) as proxy:
+    with serving(FaultProxy(remote.address, seed=0)) as proxy:
         proxy.fault = lambda request: None  # type: ignore[method-assign]
         options = {**remote.options(proxy.address), "config_kwargs": config}
         store = kdstore.open(remote.url, **options)
