@@ -2,7 +2,8 @@
 
 A shard's file is named by the hash that its commit has, and gets that name once its bytes have that
 hash. Who fetches holds a lock on the partial file, which the kernel drops with its holder: what a
-killed process leaves is overwritten. An opened shard stays readable after it was evicted.
+killed process leaves is overwritten. Files that are over the limit go, the least recently used
+first, but one that is open stays readable.
 """
 
 from __future__ import annotations
@@ -83,9 +84,11 @@ class ShardFiles:
                 copy = self._opened(path, record) or self._fetched(path, folder, record)
                 if copy is not None:
                     return copy
-        except (StorageError, FileNotFoundError):
+        except StorageError:
             raise
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and self.folder.is_dir():  # the store's file
+                raise
             raise StorageError(
                 "the local cache of shards cannot be used",
                 where=self.folder,
@@ -191,6 +194,7 @@ def _download(handle: int, folder: Folder, record: ShardRecord) -> str:
     starts = range(0, record.bytes, _RANGE_BYTES)
     ranges = [(start, min(start + _RANGE_BYTES, record.bytes)) for start in starts]
     with open(handle, "r+b", closefd=False) as file:
+        file.seek(0)
         for first in range(0, len(ranges), _RANGES_AT_ONCE):
             for data in folder.read_ranges(record.path, ranges[first : first + _RANGES_AT_ONCE]):
                 digest.update(data)

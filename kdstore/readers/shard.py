@@ -113,8 +113,9 @@ class ShardReader:
         Raises CorruptShardError if they are not as many as were committed.
         """
         tokens = self._column("num_tokens").cast(pa.int32()).fill_null(-1).to_numpy()
-        if (tokens < 0).any() or int(tokens.sum(dtype=np.int64)) != self.record.tokens:
-            raise self._corrupt("tokens", expected=self.record.tokens, got=tokens.tolist()[:9])
+        total = int(tokens.sum(dtype=np.int64))
+        if (tokens < 0).any() or total != self.record.tokens:
+            raise self._corrupt("number of tokens", expected=self.record.tokens, got=total)
         return tokens  # type: ignore[no-any-return]
 
     def _column(self, name: str) -> pa.ChunkedArray:

@@ -249,6 +249,27 @@ def test_a_store_that_is_damaged_itself_is_an_error(tmp_path: Path, remote: str)
 
 
 @pytest.mark.usefixtures("remote")
+def test_bytes_that_arrive_wrong_are_fetched_again(
+    tmp_path: Path, samples: list[Sample], downloads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the right length, so that only the hash of the whole tells."""
+    monkeypatch.setattr(download, "_RANGE_BYTES", 1000)
+    read_ranges, wrong = Folder.read_ranges, ["once", "twice"]
+
+    def garbled(self: Folder, path: str, ranges: Any) -> list[bytes]:
+        found = read_ranges(self, path, ranges)
+        if len(found) > 3 and wrong and wrong.pop():
+            found[1] = found[1][::-1]
+        return found
+
+    monkeypatch.setattr(Folder, "read_ranges", garbled)
+    store = kdstore.open(URL, overlays=[], cache_dir=tmp_path / "cache")
+    check(store, samples)
+    assert len(downloads) == len(store.commits) + 2
+    assert downloads[0] == downloads[1] == downloads[2]
+
+
+@pytest.mark.usefixtures("remote")
 def test_a_row_hash_that_differs_is_healed_or_told(
     tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch, downloads: list[str]
 ) -> None:
