@@ -126,6 +126,19 @@ def test_nothing_many_times(name: str, array: pa.Array) -> None:
     assert pa.total_allocated_bytes() - before < 1 << 20
 
 
+def test_a_column_that_ends_outside_the_file() -> None:
+    """Nothing is asked for before all that a row group declares lies in the file."""
+    data = parquet_bytes(pq.read_table(shard_file(GOLDEN / "pps-50257")))
+
+    class Short(Memory):
+        def read_ranges(self, ranges: object) -> list[bytes]:
+            raise AssertionError(ranges)
+
+    file = CheckedParquet(Short(data[:200]), footer_of(data), plain=True)
+    with pytest.raises(ValueError, match=r"ends at byte \d+ of 200"):
+        file.read_group(0, file.schema.names)
+
+
 def test_columns_at_each_others_place() -> None:
     """A chunk that lies where another does is looked at as what it is said to be."""
     table = pq.read_table(shard_file(GOLDEN / "pps-50257"))
