@@ -69,21 +69,36 @@ class ShardFiles:
         """Whether to keep a shard: no local one, and none that is larger than the limit alone."""
         return folder.local_root is None and record.bytes <= self.max_bytes
 
-    def open(self, folder: Folder, record: ShardRecord) -> LocalCopy:
-        """A shard's local copy, fetched if there is none.
+    def find(self, record: ShardRecord) -> LocalCopy | None:
+        """A shard's local copy, if there is one; StorageError if the folder cannot be read."""
+        if not _DIGEST.fullmatch(record.xxh3_128):
+            return None
+        with self._in_use():
+            return self._opened(self._path(record), record)
+
+    def fetch(self, folder: Folder, record: ShardRecord) -> LocalCopy:
+        """A shard's local copy, made if there is none.
 
         Raises FileNotFoundError if the store lacks it, ValueError if its bytes are not those that
         were committed, and StorageError if it cannot be fetched or kept.
         """
         if not _DIGEST.fullmatch(record.xxh3_128):
             raise ValueError(f"the commit has {record.xxh3_128!r} for an xxh3_128")
-        path = self.folder / f"{record.xxh3_128}.parquet"
-        try:
+        path = self._path(record)
+        with self._in_use():
             self.folder.mkdir(parents=True, exist_ok=True)
             while True:
                 copy = self._opened(path, record) or self._fetched(path, folder, record)
                 if copy is not None:
                     return copy
+
+    def _path(self, record: ShardRecord) -> Path:
+        return self.folder / f"{record.xxh3_128}.parquet"
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        try:
+            yield
         except StorageError:
             raise
         except OSError as error:

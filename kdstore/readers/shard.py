@@ -44,7 +44,9 @@ _READ_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, Ove
 class ShardReader:
     """One shard, opened and checked: row groups on demand, samples by row.
 
-    With ``files`` a local copy is read. Threads may read row groups and columns at once.
+    With ``files`` row groups are read from a local copy, which is fetched when the first of them is
+    asked for; footer and columns of a shard that is not there are read by ranges. Threads may read
+    row groups and columns at once.
     """
 
     def __init__(
@@ -57,8 +59,9 @@ class ShardReader:
     ) -> None:
         self.record, self.decoder = record, decoder
         self.where = folder.location(record.path)
-        self._folder, self._files = folder, files
-        self._renewed, self._renewing = False, threading.Lock()
+        self._folder = folder
+        self._files = files if files is not None and files.takes(folder, record) else None
+        self._renewed, self._fetching = False, threading.Lock()
         self._file = self._open()
         self._hashes = _covered_columns(self._file.schema.names, decoder.signal)
         self.first_rows = np.cumsum([0, *(group.num_rows for group in self._file.groups)])
@@ -85,16 +88,20 @@ class ShardReader:
 
     def renew(self) -> None:
         """Fetch the local copy again; the second time nothing happens."""
-        with self._renewing:
-            if isinstance(self._file.source, LocalCopy) and not self._renewed:
-                self._file.source.discard()
-                self._file, self._renewed = self._open(), True
+        with self._fetching:
+            source = self._file.source
+            if self._files is not None and isinstance(source, LocalCopy) and not self._renewed:
+                source.discard()
+                self._file, self._renewed = self._fetched(self._files), True
 
     def row_group(self, group: int) -> RowGroup:
         """The rows of one row group, without the columns of other signals.
 
         Raises CorruptShardError if a page does not match its checksum.
         """
+        with self._fetching:
+            if self._files is not None and not self.is_copy:
+                self._file = self._fetched(self._files)
         columns = dict.fromkeys(
             name for column, covered in self._hashes.items() for name in (*covered, column)
         )
@@ -207,28 +214,37 @@ class ShardReader:
             raise self._corrupt("the row does not decode", row=row, got=error) from error
 
     def _open(self) -> CheckedParquet:
-        source = self._source()
+        copy = self._files.find(self.record) if self._files is not None else None
+        if copy is not None:
+            try:
+                return self._parquet(copy)
+            except CorruptShardError:
+                copy.discard()
         try:
-            return self._parquet(source)
-        except CorruptShardError:
-            if not isinstance(source, LocalCopy):
-                raise
-        source.discard()
-        return self._parquet(self._source())
-
-    def _source(self) -> Source:
-        """The local copy if there is to be one, else the store's file, of the committed size."""
-        try:
-            if self._files is not None and self._files.takes(self._folder, self.record):
-                return self._files.open(self._folder, self.record)
             size = self._folder.size(self.record.path)
         except FileNotFoundError as error:
-            raise self._corrupt("the shard is missing", expected="the committed file") from error
-        except ValueError as error:
-            raise self._corrupt("the shard's bytes differ", got=error) from error
+            raise self._missing() from error
         if size != self.record.bytes:
             raise self._corrupt("the shard's size differs", expected=self.record.bytes, got=size)
-        return _StoredFile(self._folder, self.record)
+        return self._parquet(_StoredFile(self._folder, self.record))
+
+    def _fetched(self, files: ShardFiles) -> CheckedParquet:
+        try:
+            copy = files.fetch(self._folder, self.record)
+            try:
+                return self._parquet(copy)
+            except CorruptShardError:  # one that another process fetched, long ago
+                copy.discard()
+            return self._parquet(files.fetch(self._folder, self.record))
+        except FileNotFoundError as error:
+            raise self._missing() from error
+        except KDStoreError:
+            raise
+        except ValueError as error:
+            raise self._corrupt("the shard's bytes differ", got=error) from error
+
+    def _missing(self) -> CorruptShardError:
+        return self._corrupt("the shard is missing", expected="the committed file")
 
     def _parquet(self, source: Source) -> CheckedParquet:
         size = self.record.bytes

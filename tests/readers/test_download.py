@@ -98,6 +98,25 @@ def test_shards_are_fetched_once_and_kept_by_their_hash(
 
 
 @pytest.mark.usefixtures("remote")
+def test_planning_fetches_no_shard(
+    tmp_path: Path, samples: list[Sample], downloads: list[str]
+) -> None:
+    """Row groups and lengths cost a footer and a column; an existing copy is read instead."""
+    store = opened(tmp_path / "cache")
+    assert_same(store[0], samples[0])
+    downloads.clear()
+    fsspec.filesystem("memory").rm(f"/rich/store/{store.commits[0].shard.path}")
+    store = opened(tmp_path / "cache")
+    lengths = [n for u in range(len(store.commits)) for n in store.shard(u).lengths().tolist()]
+    assert lengths == [sample.num_tokens for sample in samples]
+    assert store.row_groups()[-1][1] == store.find("row-59") + 1 == 60
+    assert downloads == []
+    assert len(copies(tmp_path / "cache")) == 2
+    assert_same(store[-1], samples[-1])
+    assert len(downloads) == 2
+
+
+@pytest.mark.usefixtures("remote")
 def test_the_environment_names_a_cache(
     tmp_path: Path, rich_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +157,7 @@ def test_the_least_recently_used_goes_first_and_nothing_else(
     names = [f"{commit.shard.xxh3_128}.parquet" for commit in store.commits]
 
     def use(unit: int, when_s: int) -> None:
-        files.open(store.folder, store.commits[unit].shard)
+        files.fetch(store.folder, store.commits[unit].shard)
         os.utime(folder / names[unit], (when_s, when_s))
 
     def kept() -> set[int]:
@@ -231,7 +250,7 @@ def test_a_store_that_is_damaged_itself_is_an_error(tmp_path: Path, remote: str)
     folder = Folder(remote)
     path = kdstore.open(remote).commits[1].shard.path
     data = bytearray(folder.read(path))
-    for bad, match in ((data[:-3], "bytes, committed were"), (None, "missing")):
+    for bad, match in ((data[:-3], "size differs"), (None, "missing")):
         if bad is None:
             folder.remove(path)
         else:
@@ -316,7 +335,7 @@ def test_abandoned_partial_files_make_room_and_others_do_not(tmp_path: Path) -> 
         path.write_bytes(bytes(record.bytes))
     with filled.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        ShardFiles(folder, max_bytes=2 * record.bytes).open(store.folder, record)
+        ShardFiles(folder, max_bytes=2 * record.bytes).fetch(store.folder, record)
     assert copies(folder) == sorted([f"{record.xxh3_128}.parquet", filled.name])
 
 
@@ -328,7 +347,7 @@ def test_many_threads_fetch_a_shard_once(tmp_path: Path, downloads: list[str]) -
 
     def fetch() -> None:
         start.wait(timeout=60)
-        found.append(files.open(store.folder, record).read_ranges([(0, 4), (7, 7)]))
+        found.append(files.fetch(store.folder, record).read_ranges([(0, 4), (7, 7)]))
 
     threads = [threading.Thread(target=fetch) for _ in range(8)]
     for thread in threads:
@@ -359,7 +378,7 @@ def test_a_hash_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     record = replace(store.commits[0].shard, xxh3_128="../../other")
     files = ShardFiles(tmp_path / "deep" / "cache", max_bytes=1 << 30)
     with pytest.raises(CorruptShardError, match="for an xxh3_128"):
-        ShardReader(store.folder, record, store.decoder, files=files)
+        ShardReader(store.folder, record, store.decoder, files=files).row_group(0)
     assert list(tmp_path.iterdir()) == []
 
 

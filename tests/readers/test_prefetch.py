@@ -184,11 +184,12 @@ def test_the_interpreter_ends_whatever_is_under_way(rich_store: Path, stuck_s: s
 
 
 def test_threads_end_with_their_store(rich_store: Path) -> None:
+    others = set(threading.enumerate())
     store = kdstore.open(rich_store)
     store.prefetch([0])
     finish(store)
-    threads = [t for t in threading.enumerate() if t.name == "kdstore"]
-    assert len(threads) >= THREADS
+    threads = set(threading.enumerate()) - others
+    assert [thread.name for thread in threads] == ["kdstore"] * THREADS
     del store
     for thread in threads:
         thread.join(WAIT_S)
