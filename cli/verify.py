@@ -13,11 +13,12 @@ from kdstore_cli.output import print_json
 @click.pass_context
 def verify(ctx: click.Context, url: str, as_json: bool, quiet: bool) -> None:
     """Read everything in the store at URL; exit 0 only if all of it checks out."""
-    import kdstore
+    from kdstore.filesystem import Folder
     from kdstore.progress import Progress
+    from kdstore.readers.store import Store
     from kdstore.readers.verify import verify_store
 
-    store = kdstore.open(url)
+    store = Store(Folder(url))  # without a local cache: what counts is what lies there
     with Progress("verify", total=len(store.commits), unit="units", quiet=quiet) as progress:
         report = verify_store(store, on_unit=progress.advance)
     if as_json:

@@ -11,29 +11,32 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 
 from kdstore.errors import KDStoreError, StorageError
 from kdstore.localfile import partial_beside, publish, publish_new
+from kdstore.retry import retrying
 
 READS_AT_ONCE = 16
 _REFUSED = "the file system refused a write; nothing of this file is visible"
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 # rclone's server sends the whole object's checksum with a range of it; a store has its own hashes.
 _S3_CONFIG = {"response_checksum_validation": "when_required"}
+T = TypeVar("T")
 
 
 class Folder:
     """A folder named by a path or an fsspec URL; opened lazily, so that it can be pickled.
 
     Reading raises FileNotFoundError for what is not there. Every other failure, of reading or
-    writing, is a StorageError. What other processes wrote is seen: no listing is remembered.
+    writing, is a StorageError; reads of a remote file system are tried again before (``retry``).
+    What other processes wrote is seen: no listing is remembered.
     """
 
     def __init__(self, url: str | os.PathLike[str], **storage_options: Any) -> None:
@@ -66,12 +69,15 @@ class Folder:
 
     def read(self, path: str, *, max_bytes: int | None = None) -> bytes:
         """All bytes of a file, ``max_bytes`` + 1 of a larger one; FileNotFoundError if none."""
-        with self._reading(path):
+
+        def ask() -> bytes:
             fs, name = self._fresh_fs, self._at(path)
             local = "file" in _protocols(fs)  # there a size is cheap, and a range takes its memory
             if max_bytes is None or (local and fs.size(name) <= max_bytes):
                 return bytes(fs.cat_file(name))
             return bytes(fs.cat_file(name, start=0, end=max_bytes + 1))
+
+        return self._reading(path, ask)
 
     def read_many(self, paths: Sequence[str], *, max_bytes: int | None = None) -> list[bytes]:
         """All bytes of several files, some at once: a remote read is mostly waiting."""
@@ -82,34 +88,59 @@ class Folder:
         """The bytes ``[start, end)`` of a file, as far as it has them."""
         if end <= start:  # no range header can say so
             return b""
-        with self._reading(path):
-            return bytes(self._fs.cat_file(self._at(path), start=start, end=end))
+        return self._reading(
+            path, lambda: bytes(self._fs.cat_file(self._at(path), start=start, end=end))
+        )
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes ``[start, end)`` of each range, all of which the file has; remote ones at once.
+
+        A shorter or longer answer is a failure, never data.
+        """
+        found = {span: b"" for span in ranges if span[0] >= span[1]}
+
+        def ask_for_the_rest() -> list[bytes]:
+            rest = [span for span in dict.fromkeys(ranges) if span not in found]
+            paths = [self._at(path)] * len(rest)
+            starts, ends = [start for start, _ in rest], [end for _, end in rest]
+            answers = self._fs.cat_ranges(paths, starts, ends, on_error="return")
+            failure: Exception | None = None
+            for span, answer in zip(rest, answers, strict=True):
+                if isinstance(answer, Exception):
+                    failure = answer
+                elif len(answer) != span[1] - span[0]:
+                    failure = OSError(f"{len(answer)} bytes of the range {span}")
+                else:
+                    found[span] = bytes(answer)
+            if failure is not None:
+                raise failure
+            return [found[span] for span in ranges]
+
+        return self._reading(path, ask_for_the_rest)
 
     def size(self, path: str) -> int:
         """Size of a file in bytes; FileNotFoundError if there is none."""
-        with self._reading(path):
-            return int(self._fresh_fs.size(self._at(path)))
+        return self._reading(path, lambda: int(self._fresh_fs.size(self._at(path))))
 
     def exists(self, path: str = "") -> bool:
         """Whether a file or folder is there."""
-        with self._reading(path):
-            return bool(self._fresh_fs.exists(self._at(path)))
+        return self._reading(path, lambda: bool(self._fresh_fs.exists(self._at(path))))
 
     def names(self, path: str = "") -> list[str]:
         """Sorted names of the files and folders in a folder; empty if there is none."""
         folder = self._at(path)
-        with self._reading(path):
-            try:
-                entries = map(str, self._fresh_fs.ls(folder, detail=False))
-            except FileNotFoundError:
-                return []
-            marker = f"{folder}/"  # an empty object by which some S3 tools make a folder
-            return sorted(e.rstrip("/").rsplit("/", 1)[-1] for e in entries if e != marker)
+        try:
+            entries = self._reading(path, lambda: self._fresh_fs.ls(folder, detail=False))
+        except FileNotFoundError:
+            return []
+        marker = f"{folder}/"  # an empty object by which some S3 tools make a folder
+        return sorted(str(e).rstrip("/").rsplit("/", 1)[-1] for e in entries if e != marker)
 
     def modified_s(self, path: str) -> float:
         """When a file was last written, in seconds since 1970."""
-        with self._reading(path):
-            return float(self._fresh_fs.modified(self._at(path)).timestamp())
+        return self._reading(
+            path, lambda: float(self._fresh_fs.modified(self._at(path)).timestamp())
+        )
 
     def open_file(self, path: str) -> io.RawIOBase:
         """A seekable binary file for reading, without a buffer; FileNotFoundError if none."""
@@ -202,10 +233,9 @@ class Folder:
             return self.read(path) == data
         return True
 
-    @contextmanager
-    def _reading(self, path: str) -> Iterator[None]:
+    def _reading(self, path: str, ask: Callable[[], T]) -> T:
         try:
-            yield
+            return ask() if self.local_root is not None else retrying(ask)
         except (KDStoreError, *_MISSING):
             raise
         except Exception as error:  # botocore and aiohttp raise outside OSError
@@ -258,8 +288,9 @@ class _RangeFile(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         rest = max(0, self._size - self._position)
         length = rest if size is None or size < 0 else min(size, rest)
-        data = self._folder.read_range(self._path, self._position, self._position + length)
-        self._position += len(data)
+        end = self._position + length
+        (data,) = self._folder.read_ranges(self._path, [(self._position, end)])
+        self._position = end
         return data
 
     def readall(self) -> bytes:

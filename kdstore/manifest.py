@@ -21,7 +21,7 @@ from kdstore.commit import MAX_OF_RECORD, Commit
 from kdstore.errors import HeaderError
 from kdstore.footer import TAIL_BYTES
 from kdstore.layout import SHARD_PATTERN
-from kdstore.parquet import MAX_GROUP_BYTES, MAX_RATIO, CheckedParquet
+from kdstore.parquet import MAX_GROUP_BYTES, MAX_RATIO, CheckedParquet, Memory
 
 FLAT_COLUMNS = pa.schema(
     [
@@ -111,7 +111,7 @@ def _read_columns(data: bytes, schema: pa.Schema) -> pa.Table:
     """Some columns of a manifest; texts stay one for all equal ones, however often they come."""
     footer = data[-TAIL_BYTES - int.from_bytes(data[-TAIL_BYTES:-4], "little") :]
     texts = [field.name for field in schema if field.type == pa.string()]
-    file = CheckedParquet(pa.BufferReader(data), footer, plain=False, read_dictionary=texts)
+    file = CheckedParquet(Memory(data), footer, plain=False, read_dictionary=texts)
     for field in schema:
         expected = _UNPACKED if field.name in texts else field.type
         if file.schema.field(field.name).type != expected:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kdstore.thrift import Fields, read_struct
+from kdstore.thrift import Buffer, Fields, read_struct
 
 DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
 _PLAIN, _RLE = 0, 3
@@ -48,7 +48,7 @@ class Chunk:
         return self.name.partition(".list.")[0]
 
 
-def check_pages(data: bytes, chunk: Chunk, *, plain: bool) -> None:
+def check_pages(data: Buffer, chunk: Chunk, *, plain: bool) -> None:
     """ValueError unless the pages of a chunk are what the footer says of them, together.
 
     ``plain``: and unless they are as a shard's are, data pages of plain values with a checksum. No
@@ -73,7 +73,7 @@ def _is_plain(fields: Fields) -> bool:
     return known and encodings == {2: _PLAIN, 3: _RLE, 4: _RLE}
 
 
-def _pages(data: bytes) -> list[Page]:
+def _pages(data: Buffer) -> list[Page]:
     pages, at = [], 0
     while at < len(data):
         try:

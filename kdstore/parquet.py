@@ -2,14 +2,14 @@
 
 Arrow trusts sizes and counts of footers and page headers, and a few bytes can stand for any number
 of equal values. So a file is opened with limits, and a column chunk is looked through as Arrow
-fetches it.
+takes it. The footer that Arrow parses is the very bytes that were given for it.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +25,35 @@ _MAX_CONTAINER = 1 << 16  # elements of a list in a footer: columns, row groups
 NULLABLE = ("text", "messages", "metadata")
 _VALUE_BYTES = 4  # the least that a plain value takes that is no bool
 _CELLS_PER_BYTE = 64  # of a small table's file: equal cells take next to nothing
+Range = tuple[int, int]  # of bytes, half-open
+
+
+class Source(Protocol):
+    """Where a file's bytes come from; ranges that lie closer than a gap are asked for as one."""
+
+    @property
+    def size(self) -> int:
+        """Of the file, in bytes."""
+
+    @property
+    def max_gap_bytes(self) -> int:
+        """As many bytes cost less than another range."""
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes ``[start, end)`` of each range, which lie in the file."""
+
+
+class Memory:
+    """A file's bytes, as a source."""
+
+    max_gap_bytes = 0
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self.size = data, len(data)
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of each range."""
+        return [self._data[start:end] for start, end in ranges]
 
 
 class CheckedParquet:
@@ -32,53 +61,64 @@ class CheckedParquet:
 
     ``footer`` are the file's last bytes, from the footer to the magic. ``plain``: the pages are to
     be as in a shard, see ``kdstore.pages``. ``options`` are those of pyarrow's ``ParquetFile``.
-    Errors are Arrow's, and ValueError.
+    Errors are Arrow's, and ValueError. Threads may read at once.
     """
 
-    def __init__(self, source: Any, footer: bytes, *, plain: bool, **options: Any) -> None:
-        self._source, self._plain = _CheckedSource(source, plain=plain), plain
-        self._file = pq.ParquetFile(
-            self._source,
-            pre_buffer=False,
-            page_checksum_verification=True,
-            thrift_container_size_limit=_MAX_CONTAINER,
-            thrift_string_size_limit=MAX_FOOTER_BYTES,
+    def __init__(self, source: Source, footer: bytes, *, plain: bool, **options: Any) -> None:
+        self.source, self._plain = source, plain
+        self._options = {
+            "pre_buffer": False,
+            "page_checksum_verification": True,
+            "thrift_container_size_limit": _MAX_CONTAINER,
+            "thrift_string_size_limit": MAX_FOOTER_BYTES,
             **options,
-        )
-        self.schema: pa.Schema = self._file.schema_arrow
-        leaves = self._file.schema
-        names = [leaves.column(index).path for index in range(len(leaves))]
+        }
+        file = pq.ParquetFile(pa.BufferReader(footer), **self._options)
+        self.schema: pa.Schema = file.schema_arrow
+        self._metadata = file.metadata
+        names = [file.schema.column(index).path for index in range(len(file.schema))]
         self.groups = read_footer(footer, names)
 
     def read_group(self, group: int, columns: list[str]) -> pa.Table:
         """Some columns of one row group."""
-        rows, wanted = self.groups[group].num_rows, set(columns)
+        return self.read_groups([group], columns)[0]
+
+    def read_groups(self, groups: Sequence[int], columns: list[str]) -> list[pa.Table]:
+        """Some columns of some row groups, a table each; all their bytes are fetched at once."""
+        chunks = {group: self._chunks(group, set(columns)) for group in groups}
+        spans = [_span(chunk, self.source.size) for some in chunks.values() for chunk in some]
+        ranges = merged(spans, max_gap_bytes=self.source.max_gap_bytes)
+        parts = dict(zip(ranges, self.source.read_ranges(ranges), strict=True))
+        return [self._table(group, columns, chunks[group], parts) for group in groups]
+
+    def _chunks(self, group: int, wanted: set[str]) -> list[Chunk]:
+        rows = self.groups[group].num_rows
         chunks = [chunk for chunk in self.groups[group].chunks if chunk.column in wanted]
-        self._source.expect(chunks)
         _check_size(chunks)
         for chunk in chunks if self._plain else []:
             _check_plain(chunk, rows)
-        table = self._file.read_row_group(group, columns=columns, use_threads=False)
+        return chunks
+
+    def _table(
+        self, group: int, columns: list[str], chunks: list[Chunk], parts: dict[Range, bytes]
+    ) -> pa.Table:
+        source = _CheckedChunks(chunks, parts, plain=self._plain)
+        file = pq.ParquetFile(source, metadata=self._metadata, **self._options)
+        table = file.read_row_group(group, columns=columns, use_threads=False)
+        rows = self.groups[group].num_rows
         if len(table) != rows:
             raise ValueError(f"{len(table)} rows in row group {group}, the footer has {rows}")
         return table
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close(force=True)
 
+class _CheckedChunks(io.RawIOBase):
+    """Parts of a file, whose reads are whole chunks with honest page headers."""
 
-class _CheckedSource(io.RawIOBase):
-    """A file whose reads, once chunks are expected, are whole chunks with honest page headers."""
-
-    def __init__(self, source: Any, *, plain: bool) -> None:
+    def __init__(self, chunks: list[Chunk], parts: dict[Range, bytes], *, plain: bool) -> None:
         super().__init__()
-        self._source, self._plain = source, plain
-        self._chunks: dict[int, list[Chunk]] | None = None
-
-    def expect(self, chunks: Iterable[Chunk]) -> None:
-        """From now on only these chunks may be read."""
-        self._chunks = {}
+        self._parts, self._plain = parts, plain
+        self._position, self._size = 0, max((end for _, end in parts), default=0)
+        self._chunks: dict[int, list[Chunk]] = {}
         for chunk in chunks:
             self._chunks.setdefault(chunk.start, []).append(chunk)
 
@@ -89,20 +129,41 @@ class _CheckedSource(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return int(self._source.tell())
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return int(self._source.seek(offset, whence))
+        self._position = (0, self._position, self._size)[whence] + offset
+        return self._position
 
-    def read(self, size: int | None = -1) -> bytes:
-        start = self.tell()
-        data = bytes(self._source.read(size))
-        if self._chunks is not None and data:
-            if start not in self._chunks:
-                raise ValueError(f"byte {start} does not begin a column")
-            for chunk in self._chunks[start]:
-                check_pages(data, chunk, plain=self._plain)
+    def read(self, size: int | None = -1) -> memoryview:
+        at = self._position
+        if at not in self._chunks:
+            raise ValueError(f"byte {at} does not begin a column")
+        start, end = next(span for span in self._parts if span[0] <= at <= span[1])
+        stop = end if size is None or size < 0 else min(at + size, end)
+        data = memoryview(self._parts[start, end])[at - start : stop - start]
+        for chunk in self._chunks[at]:
+            check_pages(data, chunk, plain=self._plain)
+        self._position = stop
         return data
+
+
+def merged(spans: Iterable[Range], *, max_gap_bytes: int) -> list[Range]:
+    """Ranges that hold all of some, which may overlap; those closer than a gap become one."""
+    ranges: list[Range] = []
+    for start, end in sorted(spans):
+        if ranges and start - ranges[-1][1] <= max_gap_bytes:
+            ranges[-1] = ranges[-1][0], max(end, ranges[-1][1])
+        else:
+            ranges.append((start, end))
+    return ranges
+
+
+def _span(chunk: Chunk, size: int) -> Range:
+    end = chunk.start + chunk.compressed_bytes
+    if end > size:
+        raise ValueError(f"column {chunk.name!r} ends at byte {end} of {size}")
+    return chunk.start, end
 
 
 def read_table(data: bytes) -> pa.Table:
@@ -112,11 +173,11 @@ def read_table(data: bytes) -> pa.Table:
     one that lets go while the interpreter shuts down aborts the process (seen in 9 of 20 runs).
     """
     footer = data[-TAIL_BYTES - int.from_bytes(data[-TAIL_BYTES:-4], "little") :]
-    schema = CheckedParquet(pa.BufferReader(data), footer, plain=False).schema
+    schema = CheckedParquet(Memory(data), footer, plain=False).schema
     if not set(schema.types) <= {pa.int32(), pa.int64(), pa.string()}:
         raise ValueError(f"columns of types {schema.types}")
     texts = [field.name for field in schema if field.type == pa.string()]
-    file = CheckedParquet(pa.BufferReader(data), footer, plain=False, read_dictionary=texts)
+    file = CheckedParquet(Memory(data), footer, plain=False, read_dictionary=texts)
     limit = max(MAX_GROUP_BYTES, MAX_RATIO * len(data))
     rows = sum(group.num_rows for group in file.groups)
     if rows * len(file.schema) > _CELLS_PER_BYTE * len(data):

@@ -10,9 +10,10 @@ from typing import Any
 _MAX_DEPTH = 8
 
 Fields = dict[int, Any]
+Buffer = bytes | memoryview
 
 
-def read_struct(data: bytes, at: int = 0, depth: int = 1) -> tuple[Fields, int]:
+def read_struct(data: Buffer, at: int = 0, depth: int = 1) -> tuple[Fields, int]:
     """The fields of a struct by id, and where it ends.
 
     32-bit integers are ints, others pairs of their kind and value. Raises ValueError, and
@@ -36,7 +37,7 @@ def read_struct(data: bytes, at: int = 0, depth: int = 1) -> tuple[Fields, int]:
     return fields, at + 1
 
 
-def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
+def _value(data: Buffer, at: int, kind: int, depth: int) -> tuple[Any, int]:
     if kind == 5:
         value, at = _zigzag(data, at)
         if not -(1 << 31) <= value < 1 << 31:
@@ -58,7 +59,7 @@ def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
     return data[at : at + width], at + width
 
 
-def _list(data: bytes, at: int, depth: int) -> tuple[list[Any], int]:
+def _list(data: Buffer, at: int, depth: int) -> tuple[list[Any], int]:
     head = data[at]
     size, at = (head >> 4, at + 1) if head >> 4 < 15 else _varint(data, at + 1)
     if size > len(data) - at:
@@ -70,12 +71,12 @@ def _list(data: bytes, at: int, depth: int) -> tuple[list[Any], int]:
     return values, at
 
 
-def _zigzag(data: bytes, at: int) -> tuple[int, int]:
+def _zigzag(data: Buffer, at: int) -> tuple[int, int]:
     value, at = _varint(data, at)
     return (value >> 1) ^ -(value & 1), at
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: Buffer, at: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         byte = data[at]

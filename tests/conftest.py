@@ -68,6 +68,31 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("data") / "texts.jsonl", rows)
 
 
+@pytest.fixture(scope="session")
+def rich_store(
+    tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path, data_file: Path
+) -> Path:
+    """A store to read only: several row groups a shard, an audit, a second draw, a late scalar."""
+    from kdstore_cli.main import main
+
+    from kdstore.writers import shard
+
+    out = tmp_path_factory.mktemp("rich") / "store"
+    common: list[object] = ["--teacher", teacher_dir, "--data", data_file, "--out", out]
+    common += ["--unit-tokens", 250, "--audit-fraction", 0.25]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard, "ROW_GROUP_BYTES", 10_000)
+        for options in (
+            ["--audit-fraction", 0.25],
+            ["--overlay", "second", "--draw", 1],
+            ["--overlay", "lse", "--scalars", "lse"],
+        ):
+            with pytest.raises(SystemExit) as exit_info:
+                main(["dump", "--quiet", *map(str, [*common, *options])])
+            assert not exit_info.value.code
+    return out
+
+
 @pytest.fixture
 def kdstore_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs the command line in this process: (exit code, standard output, standard error)."""

@@ -17,7 +17,7 @@ from kdstore import parquet
 from kdstore.arrowfile import read_ipc
 from kdstore.errors import CorruptShardError, HeaderError
 from kdstore.pages import Chunk, _pages, check_pages
-from kdstore.parquet import CheckedParquet
+from kdstore.parquet import CheckedParquet, Memory
 from kdstore.readers.verify import verify_store
 from kdstore.thrift import read_struct
 from tests.golden.arrays import GOLDEN
@@ -119,11 +119,24 @@ NOTHINGS: list[tuple[str, pa.Array]] = [
 def test_nothing_many_times(name: str, array: pa.Array) -> None:
     data = parquet_bytes(pa.table({name: array}), write_statistics=False)
     assert len(data) < 50_000
-    file = CheckedParquet(pa.BufferReader(data), footer_of(data), plain=True)
+    file = CheckedParquet(Memory(data), footer_of(data), plain=True)
     before = pa.total_allocated_bytes()
     with pytest.raises(ValueError, match=r"values in \d+ bytes"):
         file.read_group(0, [name])
     assert pa.total_allocated_bytes() - before < 1 << 20
+
+
+def test_a_column_that_ends_outside_the_file() -> None:
+    """Nothing is asked for before all that a row group declares lies in the file."""
+    data = parquet_bytes(pq.read_table(shard_file(GOLDEN / "pps-50257")))
+
+    class Short(Memory):
+        def read_ranges(self, ranges: object) -> list[bytes]:
+            raise AssertionError(ranges)
+
+    file = CheckedParquet(Short(data[:200]), footer_of(data), plain=True)
+    with pytest.raises(ValueError, match=r"ends at byte \d+ of 200"):
+        file.read_group(0, file.schema.names)
 
 
 def test_columns_at_each_others_place() -> None:

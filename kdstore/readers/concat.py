@@ -43,17 +43,21 @@ class Concatenation(Samples):
 
         Each is a sample of its own, also where an index comes twice.
         """
-        by_store: dict[int, list[tuple[int, tuple[int, int]]]] = {}
-        for n, index in enumerate(indices):
-            shard, row, draw = self._place(index)
-            number, _ = self._store_of(shard)
-            local = row - int(self._first_samples[number])
-            by_store.setdefault(number, []).append((n, (local, draw)))
         found: dict[int, Sample] = {}
-        for number, wanted in sorted(by_store.items()):
+        for number, wanted in sorted(self._by_store(indices).items()):
             samples = self.stores[number].__getitems__([index for _, index in wanted])
             found.update(zip((n for n, _ in wanted), samples, strict=True))
         return [found[n] for n in range(len(indices))]
+
+    def prefetch(self, indices: Sequence[Index]) -> None:
+        """Begin to read what some samples need, in the background, as each store does."""
+        for number, wanted in self._by_store(indices).items():
+            self.stores[number].prefetch([index for _, index in wanted])
+
+    def reserve(self, *, shards: int = 0, row_groups: int = 0) -> None:
+        """Keep at least so many shards open and row groups in memory, of each store."""
+        for store in self.stores:
+            store.reserve(shards=shards, row_groups=row_groups)
 
     def outline(self, shard_index: int) -> Outline:
         """Row groups and lengths of the n-th shard of all; each store keeps its last 256.
@@ -122,6 +126,16 @@ class Concatenation(Samples):
         """Close all shards of all stores; a later read opens them anew."""
         for store in self.stores:
             store.close()
+
+    def _by_store(self, indices: Sequence[Index]) -> dict[int, list[tuple[int, tuple[int, int]]]]:
+        """By number of the store: places in ``indices``, and index and draw there."""
+        by_store: dict[int, list[tuple[int, tuple[int, int]]]] = {}
+        for n, index in enumerate(indices):
+            shard, row, draw = self._place(index)
+            number, _ = self._store_of(shard)
+            local = row - int(self._first_samples[number])
+            by_store.setdefault(number, []).append((n, (local, draw)))
+        return by_store
 
     def _number(self) -> None:
         """Number the shards and samples of the stores as they are now."""

@@ -109,6 +109,18 @@ class Join(Samples):
             found.append(int(order[place]))
         return found
 
+    def prefetch(self, indices: Sequence[Index]) -> None:
+        """Begin to read what some samples need, in the background, where it is known."""
+        places = [self._place(index) for index in indices]
+        self.main.prefetch([(row, draw) for _, row, draw in places])
+        for other in filter(self._alike, self.others.values()):
+            other.prefetch([(row, draw % other.num_draws) for _, row, draw in places])
+
+    def reserve(self, *, shards: int = 0, row_groups: int = 0) -> None:
+        """Keep at least so many shards open and row groups in memory, of each store."""
+        for store in (self.main, *self.others.values()):
+            store.reserve(shards=shards, row_groups=row_groups)
+
     def outline(self, shard_index: int) -> Outline:
         """Row groups and lengths of the n-th shard of ``main``."""
         return self.main.outline(shard_index)

@@ -61,17 +61,27 @@ class Mixture:
 
     def __getitems__(self, indices: Sequence[Index]) -> list[Sample]:
         """Several samples in the order asked for, numbered through the stores in their order."""
-        pairs = [index if isinstance(index, tuple) else (index, 0) for index in indices]
-        places: dict[int, list[int]] = {}
-        for n, (number, _) in enumerate(pairs):
+        found: dict[int, Sample] = {}
+        for part, wanted in self._by_store(indices).items():
+            samples = self.stores[part].__getitems__(list(wanted.values()))
+            found.update(zip(wanted, samples, strict=True))
+        return [found[n] for n in range(len(indices))]
+
+    def prefetch(self, indices: Sequence[Index]) -> None:
+        """Begin to read what some samples need, in the background, as each store does."""
+        for part, wanted in self._by_store(indices).items():
+            self.stores[part].prefetch(list(wanted.values()))
+
+    def _by_store(self, indices: Sequence[Index]) -> dict[int, dict[int, Index]]:
+        """By number of the store: place in ``indices`` -> index and draw there."""
+        by_store: dict[int, dict[int, Index]] = {}
+        for n, index in enumerate(indices):
+            number, draw = index if isinstance(index, tuple) else (index, 0)
             if not 0 <= number < len(self):
                 raise IndexError(f"sample {number} of a mixture of {len(self)}")
-            places.setdefault(bisect_right(self._firsts, number) - 1, []).append(n)
-        found: dict[int, Sample] = {}
-        for part, members in places.items():
-            own = [(pairs[n][0] - self._firsts[part], pairs[n][1]) for n in members]
-            found.update(zip(members, self.stores[part].__getitems__(own), strict=True))
-        return [found[n] for n in range(len(pairs))]
+            part = bisect_right(self._firsts, number) - 1
+            by_store.setdefault(part, {})[n] = (number - self._firsts[part], draw)
+        return by_store
 
     def loader(self, **options: Any) -> Loader:
         """Batches for training; the options are those of ``kdstore.readers.loader.Loader``."""

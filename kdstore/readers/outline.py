@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdstore.errors import CorruptShardError
-from kdstore.readers.shard import RESTORE, ShardReader
+from kdstore.readers.shard import ShardReader
 
 CACHED_OUTLINES = 256
 
@@ -33,18 +32,7 @@ def read_outline(shard: ShardReader) -> Outline:
 
     Raises CorruptShardError if the lengths cannot be read, or do not sum to what was committed.
     """
-    values, record = shard.column("num_tokens"), shard.record
-    lengths = np.array([-1 if value is None else value for value in values], dtype=np.int32)
-    found = (len(lengths), int(lengths.sum(dtype=np.int64)))
-    if found != (record.rows, record.tokens) or (lengths < 0).any():
-        raise CorruptShardError(
-            "corrupt shard: the lengths of its samples",
-            where=shard.where,
-            expected=f"(rows, tokens) = {(record.rows, record.tokens)}, no length below 0",
-            got=found,
-            todo=RESTORE,
-        )
-    return Outline(np.diff(shard.first_rows).astype(np.int64), lengths)
+    return Outline(np.diff(shard.first_rows).astype(np.int64), shard.lengths())
 
 
 class OutlineCache:

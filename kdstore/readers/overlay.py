@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -16,13 +17,16 @@ from numpy.typing import NDArray
 
 from kdstore.codecs import SignalCodec, codec_named
 from kdstore.codecs.scalars_only import ScalarsCodec
+from kdstore.commit import ShardRecord
 from kdstore.errors import UsageError
 from kdstore.filesystem import Folder
 from kdstore.header import Header
 from kdstore.layout import OVERLAY_HEADER, is_overlay_name
 from kdstore.overlay import Overlay, read_overlay, read_overlays
-from kdstore.readers.cache import ShardCache
+from kdstore.readers.background import Background
+from kdstore.readers.cache import ShardCache, by_group
 from kdstore.readers.decoder import RowDecoder
+from kdstore.readers.download import ShardFiles
 from kdstore.readers.shard import ShardReader
 from kdstore.sample import Sample
 from kdstore.signal import SparseSignal
@@ -42,7 +46,9 @@ class Overlays:
         signal: str,
         units: NDArray[np.int64],
         names: Sequence[str] | None = None,
+        files: ShardFiles | None = None,
     ) -> None:
+        self._files, self._reserved = files, dict[str, int]()
         if names is None:
             overlays = read_overlays(folder, header)
         else:
@@ -81,21 +87,44 @@ class Overlays:
         ``codec`` is that of the store's own signal. Raises CorruptShardError if a row of an overlay
         is damaged or not its sample's, and UsageError if there is no such draw.
         """
-        names = self._scalars if draw == 0 else [self._name_of(draw), *self._scalars]
-        for name in names:
+        for name in self._names(draw):
             samples = self.reader(name, codec).extend(samples, unit, rows)
         return samples
+
+    def prefetch(
+        self,
+        background: Background,
+        *,
+        unit: int,
+        rows: Sequence[int],
+        draw: int,
+        codec: SignalCodec,
+    ) -> None:
+        """Begin to read what ``extend`` will need."""
+        for name in self._names(draw):
+            self.reader(name, codec).prefetch(background, unit, rows)
+
+    def reserve(self, **least: int) -> None:
+        """Keep at least so many shards and row groups of each overlay."""
+        self._reserved = least
+        for reader in self._readers.values():
+            reader.reserve(**least)
 
     def reader(self, name: str, codec: SignalCodec) -> OverlayReader:
         """The reader of one overlay that was found, complete or not."""
         if name not in self._readers:
-            self._readers[name] = OverlayReader(self.found[name], codec)
+            reader = OverlayReader(self.found[name], codec, files=self._files)
+            reader.reserve(**self._reserved)
+            self._readers.setdefault(name, reader)
         return self._readers[name]
 
     def close(self) -> None:
         """Close all shards; a later read opens them anew."""
         for reader in self._readers.values():
             reader.close()
+
+    def _names(self, draw: int) -> list[str]:
+        return self._scalars if draw == 0 else [self._name_of(draw), *self._scalars]
 
     def _name_of(self, draw: int) -> str:
         if draw in self._draws:
@@ -116,11 +145,17 @@ class OverlayReader:
     ``codec`` is that of the store's own signal: it knows the selection and the id order.
     """
 
-    def __init__(self, overlay: Overlay, codec: SignalCodec) -> None:
+    def __init__(
+        self, overlay: Overlay, codec: SignalCodec, *, files: ShardFiles | None = None
+    ) -> None:
         self.overlay = overlay
-        self._cache = ShardCache(overlay.folder)
+        self._cache = ShardCache(overlay.folder, files=files)
         signal = overlay.header.identity["signal"]
         self._decoder = RowDecoder(overlay.header, overlay_codec(overlay, codec), signal)
+
+    def reserve(self, **least: int) -> None:
+        """Keep at least so many shards and row groups."""
+        self._cache.reserve(**least)
 
     def extend(self, samples: Sequence[Sample], unit: int, rows: Sequence[int]) -> list[Sample]:
         """The samples of a unit's rows with another draw's entries, or with more scalars.
@@ -134,17 +169,23 @@ class OverlayReader:
         self, samples: Sequence[Sample], unit: int, rows: Sequence[int]
     ) -> list[SparseSignal]:
         """What the rows hold: entries without scalars, or scalars without entries."""
-        shard = self.shard(unit)
+        shard, record = self.shard(unit), self._record(unit)
         found: dict[int, SparseSignal] = {}
-        by_group: dict[int, list[int]] = {}
-        for n, row in enumerate(rows):
-            by_group.setdefault(shard.group_of_row(row)[0], []).append(n)
-        for group, members in by_group.items():
+        for group, members in by_group(shard, rows).items():
             places = [rows[n] - int(shard.first_rows[group]) for n in members]
             some = [samples[n] for n in members]
-            added = shard.additions(self._cache.row_group(shard, group), group, places, some)
+            added = self._cache.read(
+                record,
+                self._decoder,
+                group,
+                partial(ShardReader.additions, group=group, places=places, samples=some),
+            )
             found.update(zip(members, added, strict=True))
         return [found[n] for n in range(len(rows))]
+
+    def prefetch(self, background: Background, unit: int, rows: Sequence[int]) -> None:
+        """Begin to read what the rows hold."""
+        self._cache.prefetch(background, self._record(unit), self._decoder, rows)
 
     def _extended(self, sample: Sample, added: SparseSignal) -> Sample:
         signal = sample.signal
@@ -157,11 +198,14 @@ class OverlayReader:
 
     def shard(self, unit: int) -> ShardReader:
         """The opened shard of a unit."""
-        return self._cache.shard(self.overlay.commits.record(unit), self._decoder)
+        return self._cache.shard(self._record(unit), self._decoder)
 
     def close(self) -> None:
         """Close all shards; a later read opens them anew."""
         self._cache.close()
+
+    def _record(self, unit: int) -> ShardRecord:
+        return self.overlay.commits.record(unit)
 
 
 def overlay_codec(overlay: Overlay, codec: SignalCodec) -> SignalCodec:

@@ -48,6 +48,18 @@ class Samples(ABC):
         Raises CorruptShardError if they are not what was committed.
         """
 
+    @abstractmethod
+    def prefetch(self, indices: Sequence[Index]) -> None:
+        """Begin to read what some samples need, in the background; returns at once.
+
+        What cannot be read is an error when the sample is asked for. It keeps to half of what
+        ``reserve`` gives, and does nothing beyond it.
+        """
+
+    @abstractmethod
+    def reserve(self, *, shards: int = 0, row_groups: int = 0) -> None:
+        """Keep at least so many shards open and row groups in memory, of each overlay as well."""
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:

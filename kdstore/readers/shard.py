@@ -1,11 +1,13 @@
 """The shard reader: rows of one committed file, checked on the way.
 
 The file's size and its footer are checked when it is opened, page checksums and the row hash when a
-row is read, so a plain read gives exactly what was written or raises CorruptShardError.
+row is read, so a plain read gives exactly what was written or raises CorruptShardError. Where a
+local copy is damaged it is fetched again first, once.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import takewhile
@@ -14,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import xxhash
+from numpy.typing import NDArray
 
 from kdstore.codecs.rows import PLAIN_COLUMNS, row_hash
 from kdstore.commit import ShardRecord
@@ -21,8 +24,9 @@ from kdstore.errors import CorruptShardError, KDStoreError, StorageError
 from kdstore.filesystem import Folder
 from kdstore.header import parse_json_object
 from kdstore.layout import MAIN_SIGNAL, ROW_HASH, hash_column, signal_column
-from kdstore.parquet import CheckedParquet
+from kdstore.parquet import CheckedParquet, Source
 from kdstore.readers.decoder import RowDecoder
+from kdstore.readers.download import LocalCopy, ShardFiles
 from kdstore.readers.rows import RowGroup, refuse_nulls
 from kdstore.sample import Sample
 from kdstore.signal import SparseSignal
@@ -31,18 +35,34 @@ RESTORE = (
     "restore the shard from a copy; or, where its data/ lies, remove its unit's file in commits/ "
     "and every manifest-*.parquet, then run the same dump again: it makes the unit anew"
 )
+_REMOTE_GAP_BYTES, _LOCAL_GAP_BYTES = 1 << 20, 1 << 16  # read rather than asked around
 A = TypeVar("A")
 B = TypeVar("B")
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError)
 
 
 class ShardReader:
-    """One shard, opened and checked: row groups on demand, samples by row."""
+    """One shard, opened and checked: row groups on demand, samples by row.
 
-    def __init__(self, folder: Folder, record: ShardRecord, decoder: RowDecoder) -> None:
+    With ``files`` row groups are read from a local copy, which is fetched when the first of them is
+    asked for; footer and columns of a shard that is not there are read by ranges. Threads may read
+    row groups and columns at once.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        record: ShardRecord,
+        decoder: RowDecoder,
+        *,
+        files: ShardFiles | None = None,
+    ) -> None:
         self.record, self.decoder = record, decoder
         self.where = folder.location(record.path)
-        self._file = self._open(folder)
+        self._folder = folder
+        self._files = files if files is not None and files.takes(folder, record) else None
+        self._renewed, self._fetching = False, threading.Lock()
+        self._file = self._open()
         self._hashes = _covered_columns(self._file.schema.names, decoder.signal)
         self.first_rows = np.cumsum([0, *(group.num_rows for group in self._file.groups)])
         if int(self.first_rows[-1]) != record.rows:
@@ -61,52 +81,92 @@ class ShardReader:
                 sizes[chunk.column] += chunk.compressed_bytes
         return sizes
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+    @property
+    def is_copy(self) -> bool:
+        """Whether a local copy is read, which can be fetched again."""
+        return isinstance(self._file.source, LocalCopy)
+
+    def renew(self) -> None:
+        """Fetch the local copy again; the second time nothing happens."""
+        with self._fetching:
+            source = self._file.source
+            if self._files is not None and isinstance(source, LocalCopy) and not self._renewed:
+                source.discard()
+                self._file, self._renewed = self._fetched(self._files), True
 
     def row_group(self, group: int) -> RowGroup:
         """The rows of one row group, without the columns of other signals.
 
         Raises CorruptShardError if a page does not match its checksum.
         """
+        with self._fetching:
+            if self._files is not None and not self.is_copy:
+                self._file = self._fetched(self._files)
         columns = dict.fromkeys(
             name for column, covered in self._hashes.items() for name in (*covered, column)
         )
-        try:
-            return RowGroup(self._file.read_group(group, list(columns)))
-        except StorageError:
-            raise
-        except _READ_ERRORS as error:
-            raise self._corrupt(f"cannot read row group {group}", got=error) from error
+        return self._read(
+            f"cannot read row group {group}",
+            lambda file: RowGroup(file.read_group(group, list(columns))),
+        )
 
     def column(self, name: str) -> list[Any]:
         """All values of one plain column, without the signals."""
+        return [value for chunk in self._column(name).chunks for value in chunk.to_pylist()]
+
+    def lengths(self) -> NDArray[np.int32]:
+        """int32, of each sample: tokens, read without anything else of the shard.
+
+        Raises CorruptShardError if they are not as many as were committed.
+        """
+        tokens = self._column("num_tokens").cast(pa.int32()).fill_null(-1).to_numpy()
+        total = int(tokens.sum(dtype=np.int64))
+        if (tokens < 0).any() or total != self.record.tokens:
+            raise self._corrupt("number of tokens", expected=self.record.tokens, got=total)
+        return tokens  # type: ignore[no-any-return]
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        groups = range(self.num_row_groups)
+
+        def read(file: CheckedParquet) -> pa.ChunkedArray:
+            tables = file.read_groups(groups, [name])
+            chunks = [chunk for table in tables for chunk in table[name].chunks]
+            return pa.chunked_array(chunks, file.schema.field(name).type)
+
+        return self._read(f"cannot read column {name!r}", read)
+
+    def _read(self, failure: str, read: Callable[[CheckedParquet], A]) -> A:
+        """What ``read`` gives; of a damaged local copy, what it gives once that is renewed."""
+        file = self._file
         try:
-            groups = [self._file.read_group(g, [name]) for g in range(self.num_row_groups)]
-            values = [value for group in groups for value in group[name].to_pylist()]
+            return self._checked(failure, lambda: read(file))
+        except CorruptShardError:
+            if not self.is_copy:
+                raise
+        self.renew()
+        return self._checked(failure, lambda: read(self._file))
+
+    def _checked(self, failure: str, read: Callable[[], A]) -> A:
+        try:
+            return read()
         except StorageError:
             raise
         except _READ_ERRORS as error:
-            raise self._corrupt(f"cannot read column {name!r}", got=error) from error
-        return values
+            raise self._corrupt(failure, got=error) from error
 
     def plain(self, group: int, columns: Sequence[str]) -> pa.Table:
         """Some plain columns of one row group, and nothing else of it; row hashes are not checked.
 
         Raises CorruptShardError if a page does not match its checksum.
         """
-        try:
-            table = self._file.read_group(group, list(columns)).select(columns)
+
+        def read(file: CheckedParquet) -> pa.Table:
+            table = file.read_group(group, list(columns)).select(columns)
             table.validate(full=True)  # Arrow reads any bytes as text; polars takes it for UTF-8
             refuse_nulls(table)
-        except StorageError:
-            raise
-        except _READ_ERRORS as error:
-            raise self._corrupt(
-                f"cannot read {list(columns)} of group {group}", got=error
-            ) from error
-        return table
+            return table
+
+        return self._read(f"cannot read {list(columns)} of group {group}", read)
 
     def bounds(self, group: int) -> dict[str, tuple[Any, Any]]:
         """Least and greatest value of the plain columns of a row group that have statistics."""
@@ -182,29 +242,58 @@ class ShardReader:
             row = int(self.first_rows[group]) + places[0]
             raise self._corrupt("the row does not decode", row=row, got=error) from error
 
-    def _open(self, folder: Folder) -> CheckedParquet:
+    def _open(self) -> CheckedParquet:
+        copy = self._files.find(self.record) if self._files is not None else None
+        if copy is not None:
+            try:
+                return self._parquet(copy)
+            except CorruptShardError:
+                copy.discard()
         try:
-            size = folder.size(self.record.path)
+            size = self._folder.size(self.record.path)
         except FileNotFoundError as error:
-            raise self._corrupt("the shard is missing", expected="the committed file") from error
+            raise self._missing() from error
         if size != self.record.bytes:
             raise self._corrupt("the shard's size differs", expected=self.record.bytes, got=size)
-        footer_bytes = min(self.record.footer_bytes, size)
-        footer = folder.read_range(self.record.path, size - footer_bytes, size)
+        return self._parquet(_StoredFile(self._folder, self.record))
+
+    def _fetched(self, files: ShardFiles) -> CheckedParquet:
+        try:
+            copy = files.fetch(self._folder, self.record)
+            try:
+                return self._parquet(copy)
+            except CorruptShardError:  # one that another process fetched, long ago
+                copy.discard()
+            return self._parquet(files.fetch(self._folder, self.record))
+        except FileNotFoundError as error:
+            raise self._missing() from error
+        except KDStoreError:
+            raise
+        except ValueError as error:
+            raise self._corrupt("the shard's bytes differ", got=error) from error
+
+    def _missing(self) -> CorruptShardError:
+        return self._corrupt("the shard is missing", expected="the committed file")
+
+    def _parquet(self, source: Source) -> CheckedParquet:
+        size = self.record.bytes
+        start = size - min(self.record.footer_bytes, size)
+        footer = self._checked(
+            "cannot read the footer", lambda: source.read_ranges([(start, size)])[0]
+        )
         digest = xxhash.xxh3_64_hexdigest(footer)
         if digest != self.record.footer_xxh3:
             raise self._corrupt(
                 "the shard's footer differs", expected=self.record.footer_xxh3, got=digest
             )
-        try:
-            file = CheckedParquet(folder.open_file(self.record.path), footer, plain=True)
+
+        def opened() -> CheckedParquet:
+            file = CheckedParquet(source, footer, plain=True)
             _check_schema(file.schema, self.decoder.signal)
             self._check_identity(file.schema)
-        except StorageError:
-            raise
-        except _READ_ERRORS as error:
-            raise self._corrupt("cannot open the shard", got=error) from error
-        return file
+            return file
+
+        return self._checked("cannot open the shard", opened)
 
     def _check_identity(self, schema: pa.Schema) -> None:
         content = parse_json_object(schema.metadata[b"kdstore"], where=self.where)
@@ -228,6 +317,18 @@ class ShardReader:
 def _bound(name: str, value: bytes) -> Any:
     is_text = PLAIN_COLUMNS[name] == pa.string()
     return value.decode() if is_text else int.from_bytes(value, "little", signed=True)
+
+
+class _StoredFile:
+    """A shard where the store lies, read by ranges."""
+
+    def __init__(self, folder: Folder, record: ShardRecord) -> None:
+        self._folder, self._path, self.size = folder, record.path, record.bytes
+        self.max_gap_bytes = _REMOTE_GAP_BYTES if folder.local_root is None else _LOCAL_GAP_BYTES
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of each range."""
+        return self._folder.read_ranges(self._path, ranges)
 
 
 def _covered_columns(columns: list[str], signal: str) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy as shallow_copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from kdstore.filesystem import Folder
 from kdstore.hashing import sha256_hex
 from kdstore.header import Header, first_difference, read_header
 from kdstore.layout import HEADER, ID_ORDER, MAIN_SIGNAL, TOKENIZER
+from kdstore.readers.background import Background
 from kdstore.readers.cache import ShardCache
 from kdstore.readers.decoder import RowDecoder
+from kdstore.readers.download import ShardFiles
 from kdstore.readers.outline import Outline, OutlineCache
 from kdstore.readers.overlay import Overlays
 from kdstore.readers.samples import Index as Index
@@ -45,9 +48,10 @@ class Store(Samples):
         *,
         signal: str = MAIN_SIGNAL,
         overlays: Sequence[str] | None = None,
+        files: ShardFiles | None = None,
     ) -> None:
         self.folder, self.signal, self._named_overlays = folder, signal, overlays
-        self._cache = ShardCache(folder)
+        self._cache, self._background = ShardCache(folder, files=files), Background()
         self._outlines = OutlineCache()
         self._decoder: RowDecoder | None = None
         self.header = read_header(folder)
@@ -84,11 +88,40 @@ class Store(Samples):
 
     def _read(self, unit_index: int, group: int, rows: list[int], draw: int) -> list[Sample]:
         """Samples of one row group, by their rows in the shard."""
-        shard = self.shard(unit_index)
-        places = [row - int(shard.first_rows[group]) for row in rows]
-        samples = shard.samples(self._cache.row_group(shard, group), group, places)
+        first = int(self.shard(unit_index).first_rows[group])
+        places = [row - first for row in rows]
+        samples = self._cache.read(
+            self.commits.record(unit_index),
+            self.decoder,
+            group,
+            partial(ShardReader.samples, group=group, places=places),
+        )
         unit, codec = int(self.commits.units[unit_index]), self.decoder.codec
         return self.overlays.extend(samples, unit=unit, rows=rows, draw=draw, codec=codec)
+
+    def prefetch(self, indices: Sequence[Index]) -> None:
+        """Begin to read what some samples need, in the background; returns at once.
+
+        What cannot be read is an error when the sample is asked for. It keeps to half of what
+        ``reserve`` gives, and does nothing beyond it.
+        """
+        by_unit: dict[tuple[int, int], list[int]] = {}
+        for unit_index, row, draw in map(self._place, indices):
+            in_shard = row - int(self.first_rows[unit_index])
+            by_unit.setdefault((unit_index, draw), []).append(in_shard)
+        for (unit_index, draw), rows in by_unit.items():
+            self._background.submit(partial(self._prefetch, unit_index, rows, draw))
+
+    def _prefetch(self, unit_index: int, rows: list[int], draw: int) -> None:
+        unit, codec = int(self.commits.units[unit_index]), self.decoder.codec
+        record = self.commits.record(unit_index)
+        self._cache.prefetch(self._background, record, self.decoder, rows)
+        self.overlays.prefetch(self._background, unit=unit, rows=rows, draw=draw, codec=codec)
+
+    def reserve(self, *, shards: int = 0, row_groups: int = 0) -> None:
+        """Keep at least so many shards open and row groups in memory, of each overlay as well."""
+        self._cache.reserve(shards=shards, row_groups=row_groups)
+        self.overlays.reserve(shards=shards, row_groups=row_groups)
 
     def with_signal(self, signal: str) -> Store:
         """The same samples with another of the store's signals, at the positions it covers.
@@ -99,7 +132,8 @@ class Store(Samples):
             return self
         _check_signal(self.header, signal, self.folder)
         other = shallow_copy(self)
-        other.signal, other._cache, other._named_overlays = signal, ShardCache(self.folder), None
+        other.signal, other._named_overlays = signal, None
+        other._cache = ShardCache(self.folder, files=self._cache.files)
         other.overlays = other._find_overlays()
         return other
 
@@ -117,6 +151,7 @@ class Store(Samples):
             signal=self.signal,
             units=self.commits.units,
             names=self._named_overlays,
+            files=self._cache.files,
         )
 
     @property
@@ -182,9 +217,15 @@ class Store(Samples):
         ``kdstore.open`` raises.
         """
         self._check_same(read_header(self.folder))
-        now = Store(self.folder, signal=self.signal, overlays=self._named_overlays)
+        now = Store(
+            self.folder,
+            signal=self.signal,
+            overlays=self._named_overlays,
+            files=self._cache.files,
+        )
         is_new = ~np.isin(now.commits.units, self.commits.units)
-        kept = {name: vars(self)[name] for name in ("_cache", "_decoder", "_outlines")}
+        names = ("_cache", "_background", "_decoder", "_outlines")
+        kept = {name: vars(self)[name] for name in names}
         self.overlays.close()
         vars(self).update(vars(now) | kept)
         return int(self.shard_rows[is_new].sum())
@@ -204,6 +245,7 @@ class Store(Samples):
 
     def close(self) -> None:
         """Close all shards; a later read opens them anew."""
+        self._background.stop()
         self._cache.close()
         self.overlays.close()
 

@@ -62,7 +62,7 @@ class Reads:
         self.columns: list[tuple[str, int, str]] = []
         self.shards: set[str] = set()
         self.decoded = 0
-        plain, getitems, read = ShardReader.plain, Store.__getitems__, Folder.read_range
+        plain, getitems, read = ShardReader.plain, Store.__getitems__, Folder.read_ranges
 
         def seen_plain(shard: ShardReader, group: int, names: Any) -> Any:
             self.columns += [(shard.record.path, group, name) for name in names]
@@ -72,13 +72,13 @@ class Reads:
             self.decoded += len(indices)
             return getitems(store, indices)
 
-        def seen_read(folder: Folder, path: str, start: int, end: int) -> bytes:
+        def seen_read(folder: Folder, path: str, ranges: Any) -> list[bytes]:
             self.shards.add(path)
-            return read(folder, path, start, end)
+            return read(folder, path, ranges)
 
         monkeypatch.setattr(ShardReader, "plain", seen_plain)
         monkeypatch.setattr(Store, "__getitems__", seen_getitems)
-        monkeypatch.setattr(Folder, "read_range", seen_read)
+        monkeypatch.setattr(Folder, "read_ranges", seen_read)
 
     def names(self) -> set[str]:
         return {name for _, _, name in self.columns}
@@ -334,7 +334,7 @@ def test_queries_have_readers_of_their_own(grouped: Path, engine: Any) -> None:
     assert frames[0].equals(frames[2])
     joined = lazy.join(lazy.select("index", twice="entries"), on="index").collect(engine=engine)
     assert joined["entries"].equals(joined["twice"], check_names=False)
-    assert not store._cache._shards
+    assert not store._cache._shards._values
 
 
 def test_other_file_systems(dump: Dump) -> None:

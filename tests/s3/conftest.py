@@ -13,7 +13,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,4 +107,56 @@ def bucket(
     name = f"kdstore-{secrets.token_hex(4)}"
     s3fs.S3FileSystem().mkdir(name)
     yield f"s3://{name}"
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@dataclass(frozen=True)
+class Remote:
+    """The rich store on a server."""
+
+    url: str
+    address: str
+
+    def options(self, address: str | None = None) -> dict[str, Any]:
+        """What opens it without the environment, through a proxy's address if one is given."""
+        return {
+            "key": KEY,
+            "secret": SECRET,
+            "endpoint_url": address or self.address,
+            "client_kwargs": {"region_name": "us-east-1"},
+        }
+
+
+def uploaded(address: str, store: Path) -> Remote:
+    import s3fs
+
+    remote = Remote(f"s3://kdstore-{secrets.token_hex(4)}/rich", address)
+    fs = s3fs.S3FileSystem(**remote.options(), skip_instance_cache=True)
+    fs.call_s3("create_bucket", Bucket=remote.url.split("/")[2])
+    fs.put(f"{store}/", f"{remote.url}/", recursive=True)
+    return remote
+
+
+@pytest.fixture(scope="session")
+def moto_store(moto_address: str, rich_store: Path) -> Remote:
+    return uploaded(moto_address, rich_store)
+
+
+@pytest.fixture(scope="session")
+def rclone_store(rclone_address: str, rich_store: Path) -> Remote:
+    return uploaded(rclone_address, rich_store)
+
+
+@pytest.fixture
+def remote(
+    server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Remote]:
+    """The rich store on a server; it is shared, so nothing may be written to it."""
+    import s3fs
+
+    for name, value in ("AWS_CONFIG_FILE", "/dev/null"), ("AWS_EC2_METADATA_DISABLED", "true"):
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    yield request.getfixturevalue(f"{server}_store")
     s3fs.S3FileSystem.clear_instance_cache()

@@ -14,6 +14,7 @@ import pytest
 import s3fs
 import xxhash
 
+from kdstore import retry
 from kdstore.errors import StorageError
 from kdstore.filesystem import Folder
 from tests.test_filesystem import break_off
@@ -290,6 +291,7 @@ def test_a_dead_address_is_an_error_not_an_empty_folder(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setattr(retry, "ATTEMPTS", 2)
     dead = Folder(
         f"{bucket}/store",
         endpoint_url="http://127.0.0.1:9",
