@@ -140,7 +140,8 @@ class Store(Samples):
     def reopened(self) -> Store:
         """The same samples with readers of its own, for use in another thread beside this one."""
         other = shallow_copy(self)
-        other._cache, other.overlays = shallow_copy(self._cache), shallow_copy(self.overlays)
+        other._cache = ShardCache(self.folder, files=self._cache.files)
+        other.overlays = shallow_copy(self.overlays)
         other._decoder = self.decoder
         return other
 
