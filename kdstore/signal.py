@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import torch
 
 
+NO_ENTRIES = "none"  # the selection of a signal of which only scalars were read
+
+
 @dataclass(frozen=True, eq=False)
 class SparseSignal:
     """Sparse distributions of S positions in CSR form, with their rest and scalars.

@@ -102,6 +102,7 @@ class BatchPlan(Sequence["Index"]):
     * ``pieces`` int64 [n, 3]: number of a sample, its first token, and that behind its last
     * ``packs`` int64 [P]: how many samples each pack has; without packing, one each
     * ``cursor``: the loader's state after this batch
+    * ``ahead``: samples of a later batch, that may be fetched in the background
     * ``is_filler``: the batch teaches nothing; it keeps a rank in step that has no batch left
     """
 
@@ -110,6 +111,7 @@ class BatchPlan(Sequence["Index"]):
     draw: int
     cursor: dict[str, Any] = field(repr=False)
     is_filler: bool = False
+    ahead: Sequence[Index] = ()
 
     def __len__(self) -> int:
         return len(self.pieces)

@@ -178,6 +178,6 @@ class LastUsed(Generic[A]):
 def by_group(shard: ShardReader, rows: Sequence[int]) -> dict[int, list[int]]:
     """The places in ``rows`` by the row group that holds the row."""
     groups: dict[int, list[int]] = {}
-    for n, row in enumerate(rows):
-        groups.setdefault(shard.group_of_row(row)[0], []).append(n)
+    for n, group in enumerate(shard.groups_of_rows(rows)):
+        groups.setdefault(group, []).append(n)
     return groups

@@ -49,6 +49,10 @@ class Concatenation(Samples):
             found.update(zip((n for n, _ in wanted), samples, strict=True))
         return [found[n] for n in range(len(indices))]
 
+    def with_columns(self, columns: Sequence[str]) -> Concatenation:
+        """The same samples, of which only some columns are read; see ``Store.with_columns``."""
+        return Concatenation([store.with_columns(columns) for store in self.stores])
+
     def prefetch(self, indices: Sequence[Index]) -> None:
         """Begin to read what some samples need, in the background, as each store does."""
         for number, wanted in self._by_store(indices).items():
@@ -130,8 +134,7 @@ class Concatenation(Samples):
     def _by_store(self, indices: Sequence[Index]) -> dict[int, list[tuple[int, tuple[int, int]]]]:
         """By number of the store: places in ``indices``, and index and draw there."""
         by_store: dict[int, list[tuple[int, tuple[int, int]]]] = {}
-        for n, index in enumerate(indices):
-            shard, row, draw = self._place(index)
+        for n, (shard, row, draw) in enumerate(zip(*self._places(indices), strict=True)):
             number, _ = self._store_of(shard)
             local = row - int(self._first_samples[number])
             by_store.setdefault(number, []).append((n, (local, draw)))

@@ -73,6 +73,8 @@ class BatchDataset(torch.utils.data.Dataset[Sample]):
 
     def __getitems__(self, indices: Sequence[Index] | BatchPlan) -> list[Sample]:
         """Several samples; of a plan, its pieces of samples, and the plan with them."""
+        if isinstance(indices, BatchPlan) and len(indices.ahead):
+            self.data.prefetch(indices.ahead)
         samples = self.data.__getitems__(indices)
         if not isinstance(indices, BatchPlan):
             return [self._kept(sample) for sample in samples]

@@ -17,6 +17,7 @@ from kdstore.codecs.rows import MAX_JSON_CHARS, RUNS, decode_runs, encode_runs
 from kdstore.errors import CorruptShardError
 from kdstore.header import Header
 from kdstore.layout import MAIN_SIGNAL, signal_column
+from kdstore.readers.columns import Columns
 from kdstore.sample import Sample, Span
 from kdstore.signal import SparseSignal
 
@@ -31,6 +32,17 @@ class RowDecoder:
     header: Header
     codec: SignalCodec
     signal: str
+    columns: Columns | None = None
+
+    def columns_of(self, covered: Mapping[str, Sequence[str]]) -> list[str]:
+        """The columns of a shard that are read; ``covered`` are those under each of its hashes."""
+        if self.columns is None:
+            return list(
+                dict.fromkeys(name for column, some in covered.items() for name in (*some, column))
+            )
+        stored = next(iter(covered.values()))
+        planes = [signal_column(self.signal, plane) for plane in (RUNS, *self.codec.planes)]
+        return [*self.columns.plain(stored), *planes]
 
     def samples(self, rows: Sequence[Cells]) -> list[Sample]:
         """The samples of some rows; CorruptShardError unless all of each fits together."""
@@ -59,7 +71,7 @@ class RowDecoder:
         return Sample(
             sample_id=cells["sample_id"],
             input_ids_T=ids,
-            spans=tuple(map(_span, cells["spans"])),
+            spans=tuple(map(_span, cells.get("spans", ()))),
             runs=decode_runs(runs, num_tokens=num_tokens, num_scored=num_scored),
             text=cells.get("text"),
             messages=_json(cells, "messages"),

@@ -58,24 +58,21 @@ class Join(Samples):
     def __getitems__(self, indices: Sequence[Index]) -> list[Sample]:
         """Several samples in the order asked for, each with those of the other teachers."""
         samples = self.main.__getitems__(indices)
-        places = [self._place(index) for index in indices]
-        by_name = {
-            name: self._partners(name, samples, [(row, draw) for _, row, draw in places])
-            for name in self.others
-        }
+        _, rows, draws = self._places(indices)
+        by_name = {name: self._partners(name, samples, rows, draws) for name in self.others}
         return [
             replace(sample, teachers={name: some[n] for name, some in by_name.items()})
             for n, sample in enumerate(samples)
         ]
 
     def _partners(
-        self, name: str, samples: Sequence[Sample], rows: Sequence[tuple[int, int]]
+        self, name: str, samples: Sequence[Sample], rows: list[int], draws: list[int]
     ) -> list[Sample]:
         """The samples of another store that have the ids of these."""
         other = self.others[name]
-        wanted = [row for row, _ in rows] if self._alike(other) else self._find(name, samples)
-        draws = [draw % other.num_draws for _, draw in rows]
-        found = other.__getitems__(list(zip(wanted, draws, strict=True)))
+        wanted = rows if self._alike(other) else self._find(name, samples)
+        pairs = zip(wanted, draws, strict=True)
+        found = other.__getitems__([(row, draw % other.num_draws) for row, draw in pairs])
         for sample, partner in zip(samples, found, strict=True):
             _check_same(sample, partner, f"{name}: {other}")
         return found
@@ -109,12 +106,18 @@ class Join(Samples):
             found.append(int(order[place]))
         return found
 
+    def with_columns(self, columns: Sequence[str]) -> Join:
+        """The same samples, of which each store reads only some columns."""
+        others = {name: other.with_columns(columns) for name, other in self.others.items()}
+        return Join(self.main.with_columns(columns), others)
+
     def prefetch(self, indices: Sequence[Index]) -> None:
         """Begin to read what some samples need, in the background, where it is known."""
-        places = [self._place(index) for index in indices]
-        self.main.prefetch([(row, draw) for _, row, draw in places])
+        self.main.prefetch(indices)
+        _, rows, draws = self._places(indices)
+        pairs = list(zip(rows, draws, strict=True))
         for other in filter(self._alike, self.others.values()):
-            other.prefetch([(row, draw % other.num_draws) for _, row, draw in places])
+            other.prefetch([(row, draw % other.num_draws) for row, draw in pairs])
 
     def reserve(self, *, shards: int = 0, row_groups: int = 0) -> None:
         """Keep at least so many shards open and row groups in memory, of each store."""

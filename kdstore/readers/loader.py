@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,12 +14,15 @@ from kdstore.readers.batches import BatchConfig, BatchPlan
 from kdstore.readers.collate import Batch, Collator
 from kdstore.readers.dataset import BatchDataset, PositionFilter
 from kdstore.readers.mixture import parts_of
+from kdstore.readers.planner import make_order
 from kdstore.readers.ranks import rank_and_world_size
 from kdstore.readers.sequence import BatchSequence
 
 if TYPE_CHECKING:
-    from kdstore.readers.mixture import Mixture
+    from kdstore.readers.mixture import Mixture, Part
     from kdstore.readers.samples import Samples
+
+PLANS_AHEAD = 2  # batches of a process whose row groups are read in the background
 
 
 class Loader:
@@ -28,6 +33,8 @@ class Loader:
     ``kdstore.readers.batches.BatchConfig``, which say what the batches are:
 
     * ``rank``, ``world_size``: by default of torch.distributed, or of the environment
+    * ``columns``: what is read beside token ids: ``entries``, names of scalars, ``spans``, …; by
+      default everything, which is then checked by row hashes too
     * ``num_workers``: processes that read ahead; 0 reads in this one.
       ``multiprocessing_context``: ``fork`` or ``spawn``
     * ``keep``: which scored positions are trained on
@@ -41,6 +48,7 @@ class Loader:
         epochs: int = 1,
         rank: int | None = None,
         world_size: int | None = None,
+        columns: Sequence[str] | None = None,
         num_workers: int = 0,
         multiprocessing_context: str | None = None,
         keep: PositionFilter | None = None,
@@ -51,7 +59,9 @@ class Loader:
             raise UsageError("a loader has epochs", expected="at least 1", got=epochs)
         self.rank, self.world_size = rank_and_world_size(rank, world_size)
         self._config, self._epochs = BatchConfig(**batches), epochs
+        data = data if columns is None else data.with_columns(columns)
         self._parts = parts_of(data)
+        data.reserve(**_reserve(self._parts, self._config))
         self._workers, self._context = num_workers, multiprocessing_context
         self._dataset = BatchDataset(data, keep=keep)
         self._collate = Collator(
@@ -80,7 +90,7 @@ class Loader:
         self._state = BatchSequence(self._parts, self._config, state).state
 
     def _batches(self) -> Iterator[Batch]:
-        plans = self._plans()
+        plans = ahead(self._plans(), max(self._workers, 1) * PLANS_AHEAD)
         if not self._workers:
             return (self._collate(self._dataset.__getitems__(plan)) for plan in plans)
         return iter(
@@ -98,3 +108,26 @@ class Loader:
         last = (sequence.epoch // self._epochs + 1) * self._epochs
         while sequence.epoch < last:
             yield from sequence.steps(self.rank, self.world_size)
+
+
+def ahead(plans: Iterable[BatchPlan], distance: int) -> Iterator[BatchPlan]:
+    """The same plans, each with what the plan so far behind it will read."""
+    waiting: deque[BatchPlan] = deque()
+    for plan in plans:
+        waiting.append(plan)
+        if len(waiting) > distance:
+            yield replace(waiting.popleft(), ahead=plan[:])
+    yield from waiting
+
+
+def _reserve(parts: Sequence[Part], config: BatchConfig) -> dict[str, int]:
+    """Row groups and shards that are read from at once.
+
+    A window of each stream, and as many while it goes from one to the next or reads ahead.
+    """
+    orders = [make_order(part.data, config, epoch=0) for part in parts]
+    streams = max((order.streams for order in orders), default=1)
+    return {
+        "row_groups": 2 * streams * config.window,
+        "shards": 2 * streams * config.shards_at_once,
+    }

@@ -67,6 +67,16 @@ class Mixture:
             found.update(zip(wanted, samples, strict=True))
         return [found[n] for n in range(len(indices))]
 
+    def with_columns(self, columns: Sequence[str]) -> Mixture:
+        """The same samples, of which each store reads only some columns."""
+        counts = [part.samples_per_epoch for part in self.parts]
+        return Mixture([store.with_columns(columns) for store in self.stores], choose=counts)
+
+    def reserve(self, **least: int) -> None:
+        """Keep at least so many shards open and row groups in memory, of each store."""
+        for store in self.stores:
+            store.reserve(**least)
+
     def prefetch(self, indices: Sequence[Index]) -> None:
         """Begin to read what some samples need, in the background, as each store does."""
         for part, wanted in self._by_store(indices).items():

@@ -7,6 +7,7 @@ scalar, the first by name is read, and the store's own scalars come before any.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy as shallow_copy
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -25,6 +26,7 @@ from kdstore.layout import OVERLAY_HEADER, is_overlay_name
 from kdstore.overlay import Overlay, read_overlay, read_overlays
 from kdstore.readers.background import Background
 from kdstore.readers.cache import ShardCache, by_group
+from kdstore.readers.columns import ENTRIES, Columns
 from kdstore.readers.decoder import RowDecoder
 from kdstore.readers.download import ShardFiles
 from kdstore.readers.shard import ShardReader
@@ -59,6 +61,7 @@ class Overlays:
         self._draws = {draw: name for draw, name in draws.items() if draw}
         self._scalars = [overlay.name for overlay in complete if not overlay.header.draw]
         self._readers: dict[str, OverlayReader] = {}
+        self._entries = True
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_readers": {}}
@@ -72,6 +75,13 @@ class Overlays:
     def scalars(self) -> set[str]:
         """Names of the scalars that are added to every sample."""
         return {scalar for name in self._scalars for scalar in self.found[name].header.scalars}
+
+    def reduced(self, columns: Columns) -> Overlays:
+        """Only what some columns need; without entries all draws are alike."""
+        other = shallow_copy(self)
+        other._scalars = [n for n in self._scalars if columns.of(self.found[n].header.scalars)]
+        other._entries = ENTRIES in columns.names
+        return other
 
     def extend(
         self,
@@ -124,7 +134,9 @@ class Overlays:
             reader.close()
 
     def _names(self, draw: int) -> list[str]:
-        return self._scalars if draw == 0 else [self._name_of(draw), *self._scalars]
+        if draw == 0 or not self._entries:
+            return self._scalars
+        return [self._name_of(draw), *self._scalars]
 
     def _name_of(self, draw: int) -> str:
         if draw in self._draws:

@@ -49,6 +49,14 @@ class Samples(ABC):
         """
 
     @abstractmethod
+    def with_columns(self, columns: Sequence[str]) -> Samples:
+        """The same samples, of which only some columns are read and decoded.
+
+        ``entries`` are the distributions; the other names are plain columns and scalars. Ids, token
+        ids and scored positions are always there. Raises UsageError for others.
+        """
+
+    @abstractmethod
     def prefetch(self, indices: Sequence[Index]) -> None:
         """Begin to read what some samples need, in the background; returns at once.
 
@@ -132,10 +140,13 @@ class Samples(ABC):
 
         return Loader(self, **options)
 
-    def _place(self, index: Index) -> tuple[int, int, int]:
-        """(shard, row of all, draw) of an index; IndexError if there is no such sample."""
-        number, draw = index if isinstance(index, tuple) else (index, 0)
-        row = int(number + len(self) if number < 0 else number)
-        if not 0 <= row < len(self):
-            raise IndexError(f"sample {number} of {len(self)}")
-        return int(np.searchsorted(self.first_rows, row, side="right")) - 1, row, draw
+    def _places(self, indices: Sequence[Index]) -> tuple[list[int], list[int], list[int]]:
+        """Shards, rows of all and draws of indices; IndexError if there is no such sample."""
+        pairs = [index if isinstance(index, tuple) else (index, 0) for index in indices]
+        numbers = np.array([number for number, _ in pairs], dtype=np.int64)
+        rows = np.where(numbers < 0, numbers + len(self), numbers)
+        wrong = (rows < 0) | (rows >= len(self))
+        if wrong.any():
+            raise IndexError(f"sample {numbers[wrong][0]} of {len(self)}")
+        shards = np.searchsorted(self.first_rows, rows, side="right") - 1
+        return shards.tolist(), rows.tolist(), [draw for _, draw in pairs]

@@ -63,7 +63,9 @@ class ShardReader:
         self._files = files if files is not None and files.takes(folder, record) else None
         self._renewed, self._fetching = False, threading.Lock()
         self._file = self._open()
-        self._hashes = _covered_columns(self._file.schema.names, decoder.signal)
+        columns = _covered_columns(self._file.schema.names, decoder.signal)
+        self._hashes = columns if decoder.columns is None else {}
+        self._read_columns = decoder.columns_of(columns)
         self.first_rows = np.cumsum([0, *(group.num_rows for group in self._file.groups)])
         if int(self.first_rows[-1]) != record.rows:
             raise self._corrupt("row count", expected=record.rows, got=int(self.first_rows[-1]))
@@ -102,12 +104,9 @@ class ShardReader:
         with self._fetching:
             if self._files is not None and not self.is_copy:
                 self._file = self._fetched(self._files)
-        columns = dict.fromkeys(
-            name for column, covered in self._hashes.items() for name in (*covered, column)
-        )
         return self._read(
             f"cannot read row group {group}",
-            lambda file: RowGroup(file.read_group(group, list(columns))),
+            lambda file: RowGroup(file.read_group(group, self._read_columns)),
         )
 
     def column(self, name: str) -> list[Any]:
@@ -183,12 +182,12 @@ class ShardReader:
         except UnicodeDecodeError as error:
             raise self._corrupt(f"cannot read statistics of group {group}", got=error) from error
 
-    def group_of_row(self, row: int) -> tuple[int, int]:
-        """The row group that holds a row, and its place there; CorruptShardError if none does."""
-        if row >= self.record.rows:
-            raise self._corrupt("no such row", row=row, got=f"{self.record.rows} rows")
-        group = int(np.searchsorted(self.first_rows, row, side="right")) - 1
-        return group, row - int(self.first_rows[group])
+    def groups_of_rows(self, rows: Sequence[int]) -> list[int]:
+        """The row group that holds each row; CorruptShardError if none does."""
+        if max(rows, default=0) >= self.record.rows:
+            raise self._corrupt("no such row", row=max(rows), got=f"{self.record.rows} rows")
+        groups: list[int] = (np.searchsorted(self.first_rows, rows, side="right") - 1).tolist()
+        return groups
 
     def samples(self, rows: RowGroup, group: int, places: Sequence[int]) -> list[Sample]:
         """The samples at places of a row group, their hashes checked, their signals decoded."""

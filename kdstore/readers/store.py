@@ -21,7 +21,8 @@ from kdstore.hashing import sha256_hex
 from kdstore.header import Header, first_difference, read_header
 from kdstore.layout import HEADER, ID_ORDER, MAIN_SIGNAL, TOKENIZER
 from kdstore.readers.background import Background
-from kdstore.readers.cache import ShardCache
+from kdstore.readers.cache import ShardCache, by_group
+from kdstore.readers.columns import Columns
 from kdstore.readers.decoder import RowDecoder
 from kdstore.readers.download import ShardFiles
 from kdstore.readers.outline import Outline, OutlineCache
@@ -54,6 +55,7 @@ class Store(Samples):
         self._cache, self._background = ShardCache(folder, files=files), Background()
         self._outlines = OutlineCache()
         self._decoder: RowDecoder | None = None
+        self._columns: Columns | None = None
         self.header = read_header(folder)
         _check_signal(self.header, signal, folder)
         self.commits = load_commits(folder, self.header)
@@ -73,18 +75,21 @@ class Store(Samples):
 
         Each is a sample of its own, also where an index comes twice.
         """
-        places = [self._place(index) for index in indices]
-        shards = {unit_index: self.shard(unit_index) for unit_index, _, _ in places}
-        by_group: dict[tuple[int, int, int], list[int]] = {}
-        for n, (unit_index, row, draw) in enumerate(places):
-            group, _ = shards[unit_index].group_of_row(row - int(self.first_rows[unit_index]))
-            by_group.setdefault((unit_index, group, draw), []).append(n)
         found: dict[int, Sample] = {}
-        for (unit_index, group, draw), members in sorted(by_group.items()):
-            first = int(self.first_rows[unit_index])
-            rows = [places[n][1] - first for n in members]
-            found.update(zip(members, self._read(unit_index, group, rows, draw), strict=True))
-        return [found[n] for n in range(len(places))]
+        for (unit_index, draw), members in self._by_unit(indices).items():
+            rows = list(members.values())
+            for group, places in by_group(self.shard(unit_index), rows).items():
+                samples = self._read(unit_index, group, [rows[place] for place in places], draw)
+                numbers = list(members)
+                found.update(zip((numbers[place] for place in places), samples, strict=True))
+        return [found[n] for n in range(len(indices))]
+
+    def _by_unit(self, indices: Sequence[Index]) -> dict[tuple[int, int], dict[int, int]]:
+        """By unit's place in the store, and draw: place in ``indices`` -> row in the shard."""
+        by_unit: dict[tuple[int, int], dict[int, int]] = {}
+        for n, (unit_index, row, draw) in enumerate(zip(*self._places(indices), strict=True)):
+            by_unit.setdefault((unit_index, draw), {})[n] = row - int(self.first_rows[unit_index])
+        return by_unit
 
     def _read(self, unit_index: int, group: int, rows: list[int], draw: int) -> list[Sample]:
         """Samples of one row group, by their rows in the shard."""
@@ -97,7 +102,8 @@ class Store(Samples):
             partial(ShardReader.samples, group=group, places=places),
         )
         unit, codec = int(self.commits.units[unit_index]), self.decoder.codec
-        return self.overlays.extend(samples, unit=unit, rows=rows, draw=draw, codec=codec)
+        samples = self.overlays.extend(samples, unit=unit, rows=rows, draw=draw, codec=codec)
+        return samples if self._columns is None else list(map(self._columns.reduce, samples))
 
     def prefetch(self, indices: Sequence[Index]) -> None:
         """Begin to read what some samples need, in the background; returns at once.
@@ -105,11 +111,8 @@ class Store(Samples):
         What cannot be read is an error when the sample is asked for. It keeps to half of what
         ``reserve`` gives, and does nothing beyond it.
         """
-        by_unit: dict[tuple[int, int], list[int]] = {}
-        for unit_index, row, draw in map(self._place, indices):
-            in_shard = row - int(self.first_rows[unit_index])
-            by_unit.setdefault((unit_index, draw), []).append(in_shard)
-        for (unit_index, draw), rows in by_unit.items():
+        for (unit_index, draw), members in self._by_unit(indices).items():
+            rows = list(members.values())
             self._background.submit(partial(self._prefetch, unit_index, rows, draw))
 
     def _prefetch(self, unit_index: int, rows: list[int], draw: int) -> None:
@@ -135,6 +138,22 @@ class Store(Samples):
         other.signal, other._named_overlays = signal, None
         other._cache = ShardCache(self.folder, files=self._cache.files)
         other.overlays = other._find_overlays()
+        return other
+
+    def with_columns(self, columns: Sequence[str]) -> Store:
+        """The same samples, of which only some columns are read and decoded.
+
+        ``entries`` are the distributions; the other names are plain columns and scalars, those of
+        overlays included. Ids, token ids and scored positions are always there. Row hashes cover
+        all columns and are not checked then; page checksums are. Raises UsageError for others.
+        """
+        other = shallow_copy(self)
+        other._columns, other._decoder = Columns(frozenset(columns)), None
+        other._cache = ShardCache(self.folder, files=self._cache.files)
+        other.overlays = self.overlays.reduced(other._columns)
+        scalars = {*self.header.identity["signals"][self.signal]["scalars"], *self.overlays.scalars}
+        plain = self.header.identity["columns"]
+        other._columns.expect({*plain, *scalars}, where=self.folder.url)
         return other
 
     def reopened(self) -> Store:
@@ -284,7 +303,7 @@ class Store(Samples):
     def decoder(self) -> RowDecoder:
         """What turns rows into samples; reads the id order on first use."""
         if self._decoder is None:
-            self._decoder = RowDecoder(self.header, self._codec(), self.signal)
+            self._decoder = RowDecoder(self.header, self._codec(), self.signal, self._columns)
         return self._decoder
 
     def _codec(self) -> SignalCodec:
@@ -300,13 +319,15 @@ class Store(Samples):
                 expected=f"{self.vocab_size} ids",
                 got=order.vocab_size,
             )
-        signal = self.header.identity["signals"][self.signal]
+        signal, where = self.header.identity["signals"][self.signal], self.folder.location(HEADER)
+        if self._columns is not None:
+            return self._columns.codec(signal, order=order, where=where)
         return codec_named(
             signal["codec"],
             signal["selection"],
             order=order,
             scalars=signal["scalars"],
-            where=self.folder.location(HEADER),
+            where=where,
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 from torch import Tensor
 
 from kdstore.errors import UsageError
+from kdstore.signal import NO_ENTRIES
 
 if TYPE_CHECKING:
     from kdstore.readers.collate import Batch
@@ -50,6 +51,17 @@ def refuse_temperature(selection: str) -> None:
             expected="a signal drawn at temperature 1",
             got=selection,
             todo="dump without the option temperature",
+        )
+
+
+def refuse_without_entries(selection: str) -> None:
+    """UsageError for a signal of which only scalars were read."""
+    if selection == NO_ENTRIES:
+        raise UsageError(
+            "the loss needs the teacher's distributions, which were not read",
+            expected='"entries" among the columns',
+            got="columns without it",
+            todo='add "entries" to columns',
         )
 
 

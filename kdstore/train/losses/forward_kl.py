@@ -12,6 +12,7 @@ from kdstore.train.losses.base import (
     is_sampled,
     reduce_terms,
     refuse_temperature,
+    refuse_without_entries,
     segment_sum,
 )
 from kdstore.train.losses.terms import Entries, StudentTerms, student_terms
@@ -51,6 +52,7 @@ def forward_kl(
     signal = batch.signal
     sampled = is_sampled(signal.selection)
     refuse_temperature(signal.selection)
+    refuse_without_entries(signal.selection)
     with_rest = not sampled and bool((signal.rest_S > -torch.inf).any())
     entries = Entries(signal.indptr, signal.rows_N, signal.ids_N)
     student = student_terms(logits, batch.logit_rows_S, entries, with_outside=with_rest)
