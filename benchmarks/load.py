@@ -175,10 +175,9 @@ def own_figures(ours: Process) -> Iterator[Figure]:
     early, late = ours.ask("resident", after=EPOCHS_OF_MEMORY)["resident_mb"]
     yield "load.rss_growth", late - early, "MB", {"epochs": EPOCHS_OF_MEMORY}
     yield "load.rss_growth.ratio", late / early, "times as much", {"epochs": EPOCHS_OF_MEMORY}
-    for budget in PACK_TOKENS:
-        found = ours.ask("fill", batch_tokens=budget)
-        about = {"batch_tokens": budget, "batches": found["batches"]}
-        yield "load.pack.fill", found["fill"], "of the batch's tokens", about
+    for length in PACK_TOKENS:
+        found = ours.ask("fill", max_length=length)
+        yield "load.pack.fill", found["fill"], "of the packs' tokens", {"max_length": length}
 
 
 def measure(

@@ -99,8 +99,7 @@ def packed(flat: Arrays, lengths_B: NDArray[np.int64], runs_B: NDArray[np.int64]
         "labels": labels[None],
         "logit_rows": token_rows - 1,
         "indptr": indptr,
-        "rows": torch.repeat_interleave(counts),
-        "ids": torch.from_numpy(flat["ids"]).long(),
+        "ids": torch.from_numpy(flat["ids"]),
         "logprobs": torch.from_numpy(flat["logprobs"]).float(),
         **{name: torch.from_numpy(flat[name]) for name in flat if name not in known},
     }
@@ -123,8 +122,8 @@ def content(batch: Tensors) -> dict[str, float]:
         "samples": len(batch["cu_seqlens"]) - 1,
         "positions": len(batch["logit_rows"]),
         "labels": int(batch["labels"].sum()),
-        "rows": int((torch.diff(batch["indptr"])[batch["rows"]] > 0).sum()),
         "entries": len(batch["ids"]),
+        "indptr": int(batch["indptr"][-1]),
         "ids": int(batch["ids"].sum()),
         "logprobs": float(batch["logprobs"].double().sum()),
     }

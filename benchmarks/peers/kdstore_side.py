@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import kdstore
@@ -25,26 +24,25 @@ class KDStore:
         self.bytes_on_disk = folder_bytes(Path(about["store"]))
 
     def epochs(self, *, workers: int, count: int) -> Batches:
-        """Batches of at most ``batch_tokens`` tokens."""
-        return self.epochs_of(batch_tokens=self._batch_tokens, workers=workers, count=count)
-
-    def epochs_of(self, *, batch_tokens: int, workers: int = 0, count: int = 1) -> Batches:
-        """The same, with batches of another size. An epoch ends when every sample has come."""
+        """Batches of at most ``batch_tokens`` tokens. An epoch ends when every sample has come."""
         seen = 0
-        for batch in load(self._store, batch_tokens=batch_tokens, workers=workers, epochs=count):
+        loader = self._store.loader(
+            batch_tokens=self._batch_tokens, pack=True, seed=0, epochs=count, num_workers=workers
+        )
+        for batch in loader:
             yield _tensors(batch)
             seen += len(batch.sample_ids)
             if seen == len(self._store):
                 seen = 0
                 yield None
 
-
-def load(store: kdstore.Store, *, batch_tokens: int, workers: int, epochs: int) -> Iterator[Batch]:
-    """Packed batches of several epochs."""
-    options = {"num_workers": workers} if workers else {}
-    return iter(
-        store.loader(batch_tokens=batch_tokens, pack=True, seed=0, epochs=epochs, **options)
-    )
+    def fill(self, max_length: int) -> float:
+        """Tokens of an epoch over what its packs have room for, the last ones included."""
+        sampler = kdstore.BatchSampler(
+            self._store, batch_tokens=self._batch_tokens, pack=True, max_length=max_length
+        )
+        packs = sum(len(plan.packs) for plan in sampler)
+        return int(self._store.shard_tokens.sum()) / (packs * max_length)
 
 
 def _tensors(batch: Batch) -> Tensors:
@@ -56,8 +54,7 @@ def _tensors(batch: Batch) -> Tensors:
         "labels": batch.labels,
         "logit_rows": batch.logit_rows_S,
         "indptr": signal.indptr,
-        "rows": signal.rows_N,
-        "ids": signal.ids_N,
+        "ids": signal.token_ids_N,
         "logprobs": signal.logprobs_N,
         "rest": signal.rest_S,
         **signal.scalars,

@@ -85,11 +85,9 @@ def resident(side: Side, *, after: list[int]) -> dict[str, Any]:
     return {"resident_mb": sizes}
 
 
-def fill(side: Side, *, batch_tokens: int) -> dict[str, Any]:
-    """Share of ``batch_tokens`` that batches fill, without the last of the epoch."""
-    found = side.epochs_of(batch_tokens=batch_tokens)  # type: ignore[attr-defined]
-    sizes = [batch["input_ids"].numel() for batch in found if batch is not None][:-1]
-    return {"fill": sum(sizes) / (len(sizes) * batch_tokens), "batches": len(sizes)}
+def fill(side: Side, *, max_length: int) -> dict[str, Any]:
+    """How much of packs of ``max_length`` tokens is filled in an epoch."""
+    return {"fill": side.fill(max_length)}  # type: ignore[attr-defined]
 
 
 REQUESTS: dict[str, Callable[..., dict[str, Any]]] = {
