@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 import kdstore
-from kdstore.codecs.rows import row_hash
+from kdstore.codecs.rows import row_hashes
 from kdstore.footer import read_footer
 from kdstore.hashing import json_digest
 from kdstore.layout import ROW_HASH, commit_path
@@ -119,8 +119,8 @@ def rehashed(table: pa.Table) -> pa.Table:
     for signal in sorted(signals, reverse=True):
         for hashes, covered in _covered_columns(table.column_names, signal).items():
             if hashes in table.column_names and (signal == "main" or hashes != ROW_HASH):
-                rows = range(len(table))
-                values = [row_hash(covered, _cells(table, covered, row)) for row in rows]
+                rows = RowGroup(table.select(covered))
+                values = row_hashes(covered, rows.take(range(len(table))))
                 table = _with_column(table, hashes, pa.array(values, pa.uint64()))
     return table
 
@@ -154,10 +154,6 @@ def check_sane(samples: list[Sample], vocab_size: int) -> None:
         np.testing.assert_allclose(total, 1, atol=1e-5)
         assert not np.isnan(signal.logprobs_N).any()
         assert not any(np.isnan(values).any() for values in signal.scalars.values())
-
-
-def _cells(table: pa.Table, names: list[str], row: int) -> dict[str, Any]:
-    return RowGroup(table.select(names)).cells(row)
 
 
 def _with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:

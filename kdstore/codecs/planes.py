@@ -31,6 +31,10 @@ class Plane:
         """The bytes of one sample."""
         return self.data[self.offsets[row] : self.offsets[row + 1]].tobytes()
 
+    def cells(self) -> list[bytes]:
+        """The bytes of each sample."""
+        return [self.cell(row) for row in range(len(self.offsets) - 1)]
+
 
 Planes = Mapping[str, Plane]
 

@@ -107,14 +107,16 @@ def decode_runs(
     return runs
 
 
-def row_hash(columns: Iterable[str], cells: Mapping[str, Any]) -> int:
-    """xxh3_64 over a row: each column's name, then its cell as ``cell_bytes`` gives it."""
-    parts: list[bytes | memoryview] = []
+def row_hashes(columns: Iterable[str], cells: Mapping[str, Sequence[Any]]) -> list[int]:
+    """xxh3_64 over each row: each column's name, then its cell as ``cell_bytes`` gives it."""
+    parts: list[list[bytes | memoryview]] = []
     for name in columns:
-        cell = cell_bytes(cells[name])
-        length = _NULL if cell is None else len(cell)
-        parts += (name.encode("utf-8"), length.to_bytes(8, "little"), cell or b"")
-    return xxhash.xxh3_64_intdigest(b"".join(parts))  # one call: a row has many short cells
+        prefix, column = name.encode("utf-8"), list(map(cell_bytes, cells[name]))
+        lengths = [_NULL if cell is None else len(cell) for cell in column]
+        parts.append([prefix + length.to_bytes(8, "little") for length in lengths])
+        parts.append([cell or b"" for cell in column])
+    # One call a row, which has many short cells.
+    return [xxhash.xxh3_64_intdigest(b"".join(row)) for row in zip(*parts, strict=True)]
 
 
 def cell_bytes(cell: Any) -> bytes | memoryview | None:
@@ -123,7 +125,7 @@ def cell_bytes(cell: Any) -> bytes | memoryview | None:
     Bytes as they are, text in UTF-8, integers as 8 bytes and integer arrays as 4 bytes an element,
     both little-endian, lists of spans as canonical JSON.
     """
-    if cell is None or isinstance(cell, bytes | memoryview):
+    if isinstance(cell, memoryview | bytes) or cell is None:
         return cell
     if isinstance(cell, str):
         return cell.encode("utf-8")

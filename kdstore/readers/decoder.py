@@ -13,15 +13,21 @@ from numpy.typing import NDArray
 
 from kdstore.codecs.base import SignalCodec
 from kdstore.codecs.planes import Plane
-from kdstore.codecs.rows import MAX_JSON_CHARS, RUNS, decode_runs, encode_runs
+from kdstore.codecs.rows import (
+    MAX_JSON_CHARS,
+    PLAIN_COLUMNS,
+    RUNS,
+    decode_runs,
+    encode_runs,
+)
 from kdstore.errors import CorruptShardError
 from kdstore.header import Header
 from kdstore.layout import MAIN_SIGNAL, signal_column
 from kdstore.readers.columns import Columns
+from kdstore.readers.rows import Cells
 from kdstore.sample import Sample, Span
 from kdstore.signal import SparseSignal
 
-Cells = Mapping[str, Any]
 _JSON_TYPES = {"messages": list, "metadata": dict}
 
 
@@ -44,23 +50,33 @@ class RowDecoder:
         planes = [signal_column(self.signal, plane) for plane in (RUNS, *self.codec.planes)]
         return [*self.columns.plain(stored), *planes]
 
-    def samples(self, rows: Sequence[Cells]) -> list[Sample]:
+    def samples(self, rows: Cells) -> list[Sample]:
         """The samples of some rows; CorruptShardError unless all of each fits together."""
-        samples = [self._unsigned(cells) for cells in rows]
+        samples = [
+            self._unsigned(dict(zip(self._plain(rows), cells, strict=True)))
+            for cells in zip(*(rows[name] for name in self._plain(rows)), strict=True)
+        ]
         signals = self._signals(rows, samples)
         return [
             replace(sample, signal=signal) for sample, signal in zip(samples, signals, strict=True)
         ]
 
-    def additions(self, rows: Sequence[Cells], samples: Sequence[Sample]) -> list[SparseSignal]:
+    def additions(self, rows: Cells, samples: Sequence[Sample]) -> list[SparseSignal]:
         """What an overlay's rows add to samples; CorruptShardError for the row of another."""
-        for cells, sample in zip(rows, samples, strict=True):
-            _expect("sample_id", cells["sample_id"], sample.sample_id)
-            _expect("num_scored", int(cells["num_scored"]), sample.num_scored)
-            _expect(RUNS, cells[signal_column(self.signal, RUNS)], encode_runs([sample]).cell(0))
+        runs = rows[signal_column(self.signal, RUNS)]
+        triples = zip(rows["sample_id"], rows["num_scored"], runs, strict=True)
+        for (sample_id, num_scored, cell), sample in zip(triples, samples, strict=True):
+            _expect("sample_id", sample_id, sample.sample_id)
+            _expect("num_scored", int(num_scored), sample.num_scored)
+            _expect(RUNS, cell, encode_runs([sample]).cell(0))
         return self._signals(rows, samples)
 
-    def _unsigned(self, cells: Cells) -> Sample:
+    def _plain(self, rows: Cells) -> list[str]:
+        """The columns of a sample without its signal."""
+        runs = signal_column(self.signal, RUNS)
+        return [name for name in rows if name in PLAIN_COLUMNS or name == runs]
+
+    def _unsigned(self, cells: dict[str, Any]) -> Sample:
         """The sample without its signal."""
         ids = np.array(cells["input_ids"], dtype=np.int32)  # a copy: torch refuses Arrow's buffer
         num_tokens = int(cells["num_tokens"])
@@ -78,15 +94,14 @@ class RowDecoder:
             metadata=_json(cells, "metadata"),
         )
 
-    def _signals(self, rows: Sequence[Cells], samples: Sequence[Sample]) -> list[SparseSignal]:
+    def _signals(self, rows: Cells, samples: Sequence[Sample]) -> list[SparseSignal]:
         """The signal of each row, all decoded together.
 
         Rows forged with right hashes could make up for each other's lengths; ``verify`` reads each
         alone.
         """
         planes = {
-            name: _plane([cells[signal_column(self.signal, name)] for cells in rows])
-            for name in self.codec.planes
+            name: _plane(rows[signal_column(self.signal, name)]) for name in self.codec.planes
         }
         previous = [sample.previous_S for sample in samples]
         signal = self.codec.decode(planes, np.concatenate([np.zeros(0, np.int32), *previous]))
@@ -106,7 +121,7 @@ def _span(cell: dict[str, Any] | None) -> Span:
     return Span(**cell)
 
 
-def _json(cells: Cells, name: str) -> Any:
+def _json(cells: Mapping[str, Any], name: str) -> Any:
     text = cells.get(name)
     if text is None:
         return None

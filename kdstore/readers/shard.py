@@ -18,7 +18,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from kdstore.codecs.rows import PLAIN_COLUMNS, row_hash
+from kdstore.codecs.rows import PLAIN_COLUMNS, row_hashes
 from kdstore.commit import ShardRecord
 from kdstore.errors import CorruptShardError, KDStoreError, StorageError
 from kdstore.filesystem import Folder
@@ -27,7 +27,7 @@ from kdstore.layout import MAIN_SIGNAL, ROW_HASH, hash_column, signal_column
 from kdstore.parquet import CheckedParquet, Source
 from kdstore.readers.decoder import RowDecoder
 from kdstore.readers.download import LocalCopy, ShardFiles
-from kdstore.readers.rows import RowGroup, refuse_nulls
+from kdstore.readers.rows import Cells, RowGroup, refuse_nulls
 from kdstore.sample import Sample
 from kdstore.signal import SparseSignal
 
@@ -191,55 +191,53 @@ class ShardReader:
 
     def samples(self, rows: RowGroup, group: int, places: Sequence[int]) -> list[Sample]:
         """The samples at places of a row group, their hashes checked, their signals decoded."""
-        cells = [self._cells(rows, group, place) for place in places]
-        return self._decoded(cells, group, places, self.decoder.samples)
+        return self._decoded(rows, group, places, lambda cells, _: self.decoder.samples(cells))
 
     def additions(
         self, rows: RowGroup, group: int, places: Sequence[int], samples: Sequence[Sample]
     ) -> list[SparseSignal]:
         """What the rows at these places, of an overlay's shard, add to samples; checked alike."""
-        cells = [
-            (self._cells(rows, group, place), sample)
-            for place, sample in zip(places, samples, strict=True)
-        ]
+        sample_at = dict(zip(places, samples, strict=True))
         return self._decoded(
-            cells, group, places, lambda some: self.decoder.additions(*zip(*some, strict=True))
+            rows,
+            group,
+            places,
+            lambda cells, some: self.decoder.additions(cells, [sample_at[place] for place in some]),
         )
-
-    def _cells(self, rows: RowGroup, group: int, place: int) -> dict[str, Any]:
-        """The cells of a row, its hashes checked."""
-        row = int(self.first_rows[group]) + place
-        try:
-            cells = rows.cells(place)
-            hashes = [
-                (cells[column], row_hash(covered, cells))
-                for column, covered in self._hashes.items()
-            ]
-        except StorageError:
-            raise
-        except _READ_ERRORS as error:
-            raise self._corrupt("cannot read the row", row=row, got=error) from error
-        for stored, actual in hashes:
-            if stored != actual:
-                raise self._corrupt("row hash differs", row=row, expected=stored, got=actual)
-        return cells
 
     def _decoded(
         self,
-        rows: Sequence[A],
+        rows: RowGroup,
         group: int,
         places: Sequence[int],
-        decode: Callable[[Sequence[A]], list[B]],
+        decode: Callable[[Cells, Sequence[int]], list[B]],
     ) -> list[B]:
         """Rows decoded together, or one by one if that fails, so that the error names its row."""
+        cells = self._cells(rows, group, places)
         try:
-            return decode(rows)
+            return decode(cells, places)
         except (KDStoreError, *_READ_ERRORS) as error:
-            if len(rows) > 1:
-                pairs = zip(rows, places, strict=True)
-                return [self._decoded([r], group, [p], decode)[0] for r, p in pairs]
+            if len(places) > 1:
+                return [self._decoded(rows, group, [place], decode)[0] for place in places]
             row = int(self.first_rows[group]) + places[0]
             raise self._corrupt("the row does not decode", row=row, got=error) from error
+
+    def _cells(self, rows: RowGroup, group: int, places: Sequence[int]) -> Cells:
+        """The cells of rows, their hashes checked."""
+        try:
+            cells = rows.take(places)
+            hashes = {name: row_hashes(covered, cells) for name, covered in self._hashes.items()}
+        except _READ_ERRORS as error:
+            for place in places if len(places) > 1 else []:
+                self._cells(rows, group, [place])
+            row = int(self.first_rows[group]) + places[0]
+            raise self._corrupt("cannot read the row", row=row, got=error) from error
+        for column, found in hashes.items():
+            for place, stored, actual in zip(places, cells[column], found, strict=True):
+                if stored != actual:
+                    row = int(self.first_rows[group]) + place
+                    raise self._corrupt("row hash differs", row=row, expected=stored, got=actual)
+        return cells
 
     def _open(self) -> CheckedParquet:
         copy = self._files.find(self.record) if self._files is not None else None

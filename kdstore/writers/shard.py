@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from kdstore.codecs.rows import (
     RUNS,
     encode_runs,
     plain_arrays,
-    row_hash,
+    row_hashes,
     span_dict,
 )
 from kdstore.commit import ShardRecord
@@ -116,10 +117,8 @@ class ShardWriter:
         planes = {RUNS: encode_runs(samples), **self._encode(codec, samples)}
         columns = {signal_column(name, plane): planes[plane] for plane in (RUNS, *codec.planes)}
         covered = [*(self.plain_columns if name == MAIN_SIGNAL else ["sample_id"]), *columns]
-        hashes = [
-            row_hash(covered, {**_plain_cells(sample, plain, row), **_cells(columns, row)})
-            for row, sample in enumerate(samples)
-        ]
+        cells = {column: plane.cells() for column, plane in columns.items()}
+        hashes = row_hashes(covered, {**_plain_cells(samples, plain), **cells})
         arrays = {column: _array(column, plane) for column, plane in columns.items()}
         return {**arrays, hash_column(name): pa.array(hashes, pa.uint64())}
 
@@ -208,19 +207,15 @@ def _array(column: str, plane: Plane) -> pa.Array:
     return pa.Array.from_buffers(pa.large_binary(), len(plane.offsets) - 1, buffers)
 
 
-def _plain_cells(sample: Sample, plain: dict[str, pa.Array], row: int) -> dict[str, object]:
+def _plain_cells(samples: Sequence[Sample], plain: dict[str, pa.Array]) -> dict[str, list[Any]]:
     return {
-        "sample_id": sample.sample_id,
-        "num_tokens": sample.num_tokens,
-        "num_scored": sample.num_scored,
-        "input_ids": sample.input_ids_T,
-        "spans": [span_dict(span) for span in sample.spans],
-        **{name: plain[name][row].as_py() for name in ("text", "messages", "metadata")},
+        "sample_id": [sample.sample_id for sample in samples],
+        "num_tokens": [sample.num_tokens for sample in samples],
+        "num_scored": [sample.num_scored for sample in samples],
+        "input_ids": [sample.input_ids_T for sample in samples],
+        "spans": [[span_dict(span) for span in sample.spans] for sample in samples],
+        **{name: plain[name].to_pylist() for name in ("text", "messages", "metadata")},
     }
-
-
-def _cells(columns: dict[str, Plane], row: int) -> dict[str, bytes]:
-    return {column: plane.cell(row) for column, plane in columns.items()}
 
 
 def _record(target: Path, samples: Sequence[Sample], path: str) -> ShardRecord:

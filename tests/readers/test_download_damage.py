@@ -116,16 +116,16 @@ def test_a_row_hash_that_differs_is_healed_or_told(
     """Page checksums hold, the row hash does not: once, then always."""
     from kdstore.readers import shard
 
-    row_hash, wrong = shard.row_hash, [1]
+    row_hashes, wrong = shard.row_hashes, [1]
 
-    def fails(*arguments: Any) -> int:
-        return wrong.pop() if wrong else row_hash(*arguments)
+    def fails(*arguments: Any) -> list[int]:
+        return [wrong.pop()] if wrong else row_hashes(*arguments)
 
-    monkeypatch.setattr(shard, "row_hash", fails)
+    monkeypatch.setattr(shard, "row_hashes", fails)
     store = opened(tmp_path / "cache")
     assert_same(store[0], samples[0])
     assert len(downloads) == 3
-    monkeypatch.setattr(shard, "row_hash", lambda *arguments: 1)
+    monkeypatch.setattr(shard, "row_hashes", lambda *arguments: [1])
     store = opened(tmp_path / "cache")
     for _ in range(2):
         with pytest.raises(CorruptShardError, match=r"row hash differs\n  where: memory://rich"):
