@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -65,7 +66,7 @@ class Sample:
         """Number of scored positions S."""
         return sum(end - start for start, end in self.runs)
 
-    @property
+    @cached_property
     def positions_S(self) -> NDArray[np.int64]:
         """int64 [S]: the scored positions, ascending. Position t holds the signal of token t."""
         return positions_of_runs(self.runs)

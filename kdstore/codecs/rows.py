@@ -111,7 +111,9 @@ def row_hashes(columns: Iterable[str], cells: Mapping[str, Sequence[Any]]) -> li
     """xxh3_64 over each row: each column's name, then its cell as ``cell_bytes`` gives it."""
     parts: list[list[bytes | memoryview]] = []
     for name in columns:
-        prefix, column = name.encode("utf-8"), list(map(cell_bytes, cells[name]))
+        prefix, column = name.encode("utf-8"), cells[name]
+        if not (column and isinstance(column[0], memoryview | bytes)):
+            column = list(map(cell_bytes, column))
         lengths = [_NULL if cell is None else len(cell) for cell in column]
         parts.append([prefix + length.to_bytes(8, "little") for length in lengths])
         parts.append([cell or b"" for cell in column])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -52,14 +52,14 @@ class RowDecoder:
 
     def samples(self, rows: Cells) -> list[Sample]:
         """The samples of some rows; CorruptShardError unless all of each fits together."""
+        names = self._plain(rows)
         samples = [
-            self._unsigned(dict(zip(self._plain(rows), cells, strict=True)))
-            for cells in zip(*(rows[name] for name in self._plain(rows)), strict=True)
+            self._unsigned(dict(zip(names, cells, strict=True)))
+            for cells in zip(*(rows[name] for name in names), strict=True)
         ]
-        signals = self._signals(rows, samples)
-        return [
-            replace(sample, signal=signal) for sample, signal in zip(samples, signals, strict=True)
-        ]
+        for sample, signal in zip(samples, self._signals(rows, samples), strict=True):
+            vars(sample)["signal"] = signal  # nobody has seen the sample without it
+        return samples
 
     def additions(self, rows: Cells, samples: Sequence[Sample]) -> list[SparseSignal]:
         """What an overlay's rows add to samples; CorruptShardError for the row of another."""
