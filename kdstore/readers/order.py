@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from kdstore.hashing import Purpose, hash_fields
 
 if TYPE_CHECKING:
+    from kdstore.readers.outline import Outline
     from kdstore.readers.samples import Samples
 
 Ints = NDArray[np.int64]
@@ -75,7 +76,9 @@ class Order:
         return self._shards[stream :: self.streams]
 
     def _windows_of_pool(self, shards: Ints) -> Iterator[Window]:
-        blocks = [block for shard in shards.tolist() for block in self._row_groups(shard)]
+        outlines = self.samples.outlines(shards.tolist())
+        pairs = zip(shards.tolist(), outlines, strict=True)
+        blocks = [block for shard, outline in pairs for block in self._row_groups(shard, outline)]
         firsts = np.array([int(block.indices[0]) for block in blocks])
         numbers = self._shuffled(np.arange(len(blocks)), firsts, Purpose.GROUP_ORDER).tolist()
         for start in range(0, len(numbers), self.window):
@@ -85,8 +88,7 @@ class Order:
             places = self._shuffled(np.arange(len(indices)), indices, Purpose.ORDER)
             yield Window(indices, lengths)[places]
 
-    def _row_groups(self, shard: int) -> Iterator[Window]:
-        outline = self.samples.outline(shard)
+    def _row_groups(self, shard: int, outline: Outline) -> Iterator[Window]:
         ends = np.cumsum(outline.group_rows).tolist()
         first = int(self.samples.first_rows[shard])
         for start, end in pairwise([0, *ends]):

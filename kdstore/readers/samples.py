@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.align import TokenTable
+from kdstore.filesystem import READS_AT_ONCE
 from kdstore.readers.cache import READ_AHEAD
 from kdstore.readers.outline import Outline
 from kdstore.sample import Sample
@@ -47,6 +49,11 @@ class Samples(ABC):
 
         Raises CorruptShardError if they are not what was committed.
         """
+
+    def outlines(self, shards: Sequence[int]) -> list[Outline]:
+        """Row groups and lengths of several shards, read at once: that is mostly waiting."""
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            return list(pool.map(self.outline, shards))
 
     @abstractmethod
     def with_columns(self, columns: Sequence[str]) -> Samples:

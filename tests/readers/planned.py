@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,31 +23,31 @@ class FakeSamples:
         self, num_shards: int, *, seed: int = 0, rows: int = 60, longest: int = 900, name: str = "f"
     ) -> None:
         generator = np.random.default_rng(seed)
-        self.outlines = []
+        self._outlines = []
         for _ in range(num_shards):
             groups = generator.integers(1, rows // 4, generator.integers(1, 8))
             lengths = np.exp(generator.uniform(1.5, np.log(longest), groups.sum())).astype(np.int32)
-            self.outlines.append(Outline(groups, lengths))
-        self.shard_rows = np.array([len(o.lengths) for o in self.outlines], dtype=np.int64)
-        self.shard_tokens = np.array([o.lengths.sum() for o in self.outlines], dtype=np.int64)
+            self._outlines.append(Outline(groups, lengths))
+        self.shard_rows = np.array([len(o.lengths) for o in self._outlines], dtype=np.int64)
+        self.shard_tokens = np.array([o.lengths.sum() for o in self._outlines], dtype=np.int64)
         self.first_rows = np.append(np.int64(0), np.cumsum(self.shard_rows))
         self.fingerprint = f"{name}-{seed}-{num_shards}"
         self.opened: set[int] = set()
 
     @property
     def num_shards(self) -> int:
-        return len(self.outlines)
+        return len(self._outlines)
 
     def __len__(self) -> int:
         return int(self.first_rows[-1])
 
     @property
     def lengths(self) -> NDArray[np.int32]:
-        return np.concatenate([o.lengths for o in self.outlines])
+        return np.concatenate([o.lengths for o in self._outlines])
 
-    def outline(self, shard: int) -> Outline:
-        self.opened.add(shard)
-        return self.outlines[shard]
+    def outlines(self, shards: Sequence[int]) -> list[Outline]:
+        self.opened |= set(shards)
+        return [self._outlines[shard] for shard in shards]
 
 
 def content(plan: BatchPlan) -> list[tuple[int, ...]]:

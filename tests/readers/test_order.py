@@ -86,7 +86,7 @@ def test_a_stream_reads_few_row_groups_at_a_time() -> None:
     config = BatchConfig(batch_size=2, streams=4, window=3)
     order = make_order(data, config, epoch=0)  # type: ignore[arg-type]
     assert order.streams == 4
-    ends = np.cumsum(np.concatenate([o.group_rows for o in data.outlines]))
+    ends = np.cumsum(np.concatenate([o.group_rows for o in data._outlines]))
     seen: list[int] = []
     shards: list[set[int]] = []
     for stream in range(4):
@@ -134,8 +134,8 @@ def test_best_fit() -> None:
 @pytest.mark.parametrize(("overlong", "kept"), [("skip", 0), ("truncate", 1), ("split", 3)])
 def test_overlong_samples(overlong: str, kept: int) -> None:
     data = FakeSamples(1)
-    data.outlines[0].lengths[:] = 9
-    data.outlines[0].lengths[0] = 31
+    data._outlines[0].lengths[:] = 9
+    data._outlines[0].lengths[0] = 31
     options = {"batch_tokens": 100, "max_length": 11, "shuffle": False, "overlong": overlong}
     pieces = [piece for (plan,) in epoch_of(data, **options) for piece in content(plan)]
     assert pieces[:kept] == [(0, 0, 11), (0, 10, 21), (0, 20, 31)][:kept]
