@@ -60,6 +60,7 @@ def test_the_hash_is_frozen() -> None:
         "ORDER": 6,
         "GROUP_ORDER": 7,
         "AUDIT": 8,
+        "SHARD_ORDER": 9,
     }
 
 
