@@ -118,7 +118,7 @@ def _sums(samples: Sequence[Sample], signal: SparseSignal) -> dict[str, float]:
         "samples": len(samples),
         "positions": len(signal),
         "labels": sum(labels) - 100 * (sum(lengths) - len(signal)),
-        "rows": signal.num_entries,
+        "indptr": signal.num_entries,
         "entries": signal.num_entries,
         "ids": int(signal.ids_N.sum(dtype=np.int64)),
         "logprobs": float(signal.logprobs_N.sum(dtype=np.float64)),

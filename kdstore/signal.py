@@ -7,7 +7,7 @@ entries, V vocabulary (width of the teacher's logits), D hidden size. Logs are n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,9 @@ class SparseSignal:
     def __len__(self) -> int:
         return len(self.indptr) - 1
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
     @property
     def num_entries(self) -> int:
         """Number of entries N over all positions."""
@@ -142,6 +145,7 @@ class SparseSignal:
         entries, positions = slice(int(bounds[0]), int(bounds[-1])), slice(start, end)
         part: SparseSignal = object.__new__(SparseSignal)  # not checked again: readers make many
         vars(part).update(
+            _whole=(self, start, max(start, end)),
             selection=self.selection,
             indptr=bounds - bounds[0],
             ids_N=self.ids_N[entries],
@@ -214,6 +218,9 @@ class SparseSignal:
         if not signals:
             raise SignalError("nothing to concatenate", expected="at least one signal")
         signals = [signal for signal in signals if len(signal)] or signals[:1]
+        together = _neighbours(signals)
+        if together is not None:
+            return together
         first = signals[0]
         for other in signals[1:]:
             if (other.selection, set(other.scalars)) != (first.selection, set(first.scalars)):
@@ -280,6 +287,17 @@ class TorchSignal:
             self.rest_S.to(device, non_blocking=True),
             {name: v.to(device, non_blocking=True) for name, v in self.scalars.items()},
         )
+
+
+def _neighbours(signals: Sequence[SparseSignal]) -> SparseSignal | None:
+    """The part of one signal that these parts are, one after the other; None if they are not."""
+    whole, first, at = vars(signals[0]).get("_whole", (None, 0, 0))
+    for signal in signals[1:]:
+        other, start, end = vars(signal).get("_whole", (None, 0, 0))
+        if other is not whole or start != at:
+            return None
+        at = end
+    return None if whole is None else whole[first:at]
 
 
 def segment_sum(values_N: NDArray[Any], indptr: NDArray[np.int64]) -> NDArray[Any]:

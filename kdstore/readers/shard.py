@@ -39,6 +39,7 @@ _REMOTE_GAP_BYTES, _LOCAL_GAP_BYTES = 1 << 20, 1 << 16  # read rather than asked
 A = TypeVar("A")
 B = TypeVar("B")
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError)
+DECODE_ERRORS = (KDStoreError, *_READ_ERRORS)
 
 
 class ShardReader:
@@ -213,23 +214,23 @@ class ShardReader:
         decode: Callable[[Cells, Sequence[int]], list[B]],
     ) -> list[B]:
         """Rows decoded together, or one by one if that fails, so that the error names its row."""
-        cells = self._cells(rows, group, places)
+        cells = self.cells(rows, group, places)
         try:
             return decode(cells, places)
-        except (KDStoreError, *_READ_ERRORS) as error:
+        except DECODE_ERRORS as error:
             if len(places) > 1:
                 return [self._decoded(rows, group, [place], decode)[0] for place in places]
             row = int(self.first_rows[group]) + places[0]
             raise self._corrupt("the row does not decode", row=row, got=error) from error
 
-    def _cells(self, rows: RowGroup, group: int, places: Sequence[int]) -> Cells:
-        """The cells of rows, their hashes checked."""
+    def cells(self, rows: RowGroup, group: int, places: Sequence[int]) -> Cells:
+        """The cells at places of a row group, their hashes checked."""
         try:
             cells = rows.take(places)
             hashes = {name: row_hashes(covered, cells) for name, covered in self._hashes.items()}
         except _READ_ERRORS as error:
             for place in places if len(places) > 1 else []:
-                self._cells(rows, group, [place])
+                self.cells(rows, group, [place])
             row = int(self.first_rows[group]) + places[0]
             raise self._corrupt("cannot read the row", row=row, got=error) from error
         for column, found in hashes.items():

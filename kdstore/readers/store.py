@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy as shallow_copy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,8 +29,12 @@ from kdstore.readers.outline import Outline, OutlineCache
 from kdstore.readers.overlay import Overlays
 from kdstore.readers.samples import Index as Index
 from kdstore.readers.samples import Samples
-from kdstore.readers.shard import ShardReader
+from kdstore.readers.shard import DECODE_ERRORS, ShardReader
 from kdstore.sample import Sample
+
+A = TypeVar("A")
+# (unit's place in the store, row group, draw): place in what was asked for -> row in the shard.
+_ByGroup = dict[tuple[int, int, int], dict[int, int]]
 
 
 class Store(Samples):
@@ -75,14 +79,21 @@ class Store(Samples):
 
         Each is a sample of its own, also where an index comes twice.
         """
-        found: dict[int, Sample] = {}
-        for (unit_index, draw), members in self._by_unit(indices).items():
-            rows = list(members.values())
-            for group, places in by_group(self.shard(unit_index), rows).items():
-                samples = self._read(unit_index, group, [rows[place] for place in places], draw)
-                numbers = list(members)
-                found.update(zip((numbers[place] for place in places), samples, strict=True))
-        return [found[n] for n in range(len(indices))]
+        if not len(indices):
+            return []
+        groups = self._by_group(indices)
+        samples = self._decoded(groups, len(indices))
+        for (unit_index, _, draw), members in groups.items():
+            some = self.overlays.extend(
+                [samples[n] for n in members],
+                unit=int(self.commits.units[unit_index]),
+                rows=list(members.values()),
+                draw=draw,
+                codec=self.decoder.codec,
+            )
+            for n, sample in zip(members, some, strict=True):
+                samples[n] = sample
+        return samples if self._columns is None else list(map(self._columns.reduce, samples))
 
     def _by_unit(self, indices: Sequence[Index]) -> dict[tuple[int, int], dict[int, int]]:
         """By unit's place in the store, and draw: place in ``indices`` -> row in the shard."""
@@ -91,19 +102,45 @@ class Store(Samples):
             by_unit.setdefault((unit_index, draw), {})[n] = row - int(self.first_rows[unit_index])
         return by_unit
 
-    def _read(self, unit_index: int, group: int, rows: list[int], draw: int) -> list[Sample]:
-        """Samples of one row group, by their rows in the shard."""
+    def _by_group(self, indices: Sequence[Index]) -> _ByGroup:
+        """The same by unit, row group and draw."""
+        groups: _ByGroup = {}
+        for (unit_index, draw), members in self._by_unit(indices).items():
+            numbers, rows = list(members), list(members.values())
+            for group, places in by_group(self.shard(unit_index), rows).items():
+                some = {numbers[place]: rows[place] for place in places}
+                groups[unit_index, group, draw] = some
+        return groups
+
+    def _decoded(self, groups: _ByGroup, count: int) -> list[Sample]:
+        """The samples of all groups, in the order asked for, decoded together.
+
+        One by one if that fails, so that the error names its row.
+        """
+        cells: dict[str, dict[int, Any]] = {}
+        for (unit_index, group, _), members in groups.items():
+            taken = self._read(unit_index, group, members, ShardReader.cells)
+            for name, column in taken.items():
+                cells.setdefault(name, {}).update(zip(members, column, strict=True))
+        try:
+            rows = {name: [column[n] for n in range(count)] for name, column in cells.items()}
+            return self.decoder.samples(rows)
+        except DECODE_ERRORS:
+            found: dict[int, Sample] = {}
+            for (unit_index, group, _), members in groups.items():
+                some = self._read(unit_index, group, members, ShardReader.samples)
+                found.update(zip(members, some, strict=True))
+            return [found[n] for n in range(count)]
+
+    def _read(
+        self, unit_index: int, group: int, members: dict[int, int], use: Callable[..., A]
+    ) -> A:
+        """What a method of a shard's reader makes of rows of one row group."""
         first = int(self.shard(unit_index).first_rows[group])
-        places = [row - first for row in rows]
-        samples = self._cache.read(
-            self.commits.record(unit_index),
-            self.decoder,
-            group,
-            partial(ShardReader.samples, group=group, places=places),
-        )
-        unit, codec = int(self.commits.units[unit_index]), self.decoder.codec
-        samples = self.overlays.extend(samples, unit=unit, rows=rows, draw=draw, codec=codec)
-        return samples if self._columns is None else list(map(self._columns.reduce, samples))
+        places = [row - first for row in members.values()]
+        record = self.commits.record(unit_index)
+        read = partial(use, group=group, places=places)
+        return self._cache.read(record, self.decoder, group, read)
 
     def prefetch(self, indices: Sequence[Index]) -> None:
         """Begin to read what some samples need, in the background; returns at once.
