@@ -36,6 +36,7 @@ WORKERS = (0, 1, 2)
 BATCH_TOKENS = 65_536
 PACK_TOKENS = (4096, BATCH_TOKENS)
 EPOCHS_OF_MEMORY = (2, 20)
+BARE_ROUNDS = 3
 OURS = "kdstore"
 # Peers keep log-probabilities in float16, DistillKit those of a fit.
 TOLERANCE = {OURS: 1e-6, "distillkit": 0.1}
@@ -171,10 +172,14 @@ def speed_figures(speeds: Speeds, selection: str) -> Iterator[Figure]:
 
 
 def own_figures(ours: Process) -> Iterator[Figure]:
-    """Growth of resident memory, and how full batches are."""
+    """Growth of resident memory, how full packs are, and the speed of reading and decoding alone."""
     early, late = ours.ask("resident", after=EPOCHS_OF_MEMORY)["resident_mb"]
     yield "load.rss_growth", late - early, "MB", {"epochs": EPOCHS_OF_MEMORY}
     yield "load.rss_growth.ratio", late / early, "times as much", {"epochs": EPOCHS_OF_MEMORY}
+    took = ours.ask("bare", rounds=BARE_ROUNDS)
+    bound = took["tokens"] / (took["read"] + took["decode"])
+    parts = {name: took["tokens"] / took[name] for name in ("read", "decode")}
+    yield "load.bound.tokens_per_s_core", bound, SPEED, parts
     for length in PACK_TOKENS:
         found = ours.ask("fill", max_length=length)
         yield "load.pack.fill", found["fill"], "of the packs' tokens", {"max_length": length}

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from pathlib import Path
+
+import numpy as np
 
 import kdstore
 from benchmarks.peers.arrays import Tensors
@@ -43,6 +47,25 @@ class KDStore:
         )
         packs = sum(len(plan.packs) for plan in sampler)
         return int(self._store.shard_tokens.sum()) / (packs * max_length)
+
+    def bare(self, rounds: int) -> dict[str, float]:
+        """Tokens, and seconds of reading all row groups and of decoding each in one call."""
+        seconds = Counter[str]()
+        for _ in range(rounds + 1):
+            seconds.clear()  # of all rounds but the last, which are for warming up
+            for index in range(self._store.num_shards):
+                shard = self._store.shard(index)
+                for group in range(shard.num_row_groups):
+                    start = time.perf_counter()
+                    rows = shard.row_group(group)
+                    seconds["read"] += time.perf_counter() - start
+                    places = range(len(rows))
+                    previous = [s.previous_S for s in shard.samples(rows, group, places)]
+                    planes = self._store.decoder.planes(rows.take(places))
+                    start = time.perf_counter()
+                    self._store.decoder.codec.decode(planes, np.concatenate(previous))
+                    seconds["decode"] += time.perf_counter() - start
+        return {"tokens": int(self._store.shard_tokens.sum()), **seconds}
 
 
 def _tensors(batch: Batch) -> Tensors:

@@ -90,11 +90,18 @@ def fill(side: Side, *, max_length: int) -> dict[str, Any]:
     return {"fill": side.fill(max_length)}  # type: ignore[attr-defined]
 
 
+def bare(side: Side, *, rounds: int) -> dict[str, Any]:
+    """Tokens and seconds of what no reader of the store can do without."""
+    use_cores(1)
+    return dict(side.bare(rounds))  # type: ignore[attr-defined]
+
+
 REQUESTS: dict[str, Callable[..., dict[str, Any]]] = {
     "time": timed,
     "check": checked,
     "resident": resident,
     "fill": fill,
+    "bare": bare,
 }
 
 

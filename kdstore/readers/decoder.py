@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdstore.codecs.base import SignalCodec
-from kdstore.codecs.planes import Plane
+from kdstore.codecs.planes import Plane, Planes
 from kdstore.codecs.rows import (
     MAX_JSON_CHARS,
     PLAIN_COLUMNS,
@@ -71,6 +71,10 @@ class RowDecoder:
             _expect(RUNS, cell, encode_runs([sample]).cell(0))
         return self._signals(rows, samples)
 
+    def planes(self, rows: Cells) -> Planes:
+        """The planes of some rows' signal, one row after the other."""
+        return {name: _plane(rows[signal_column(self.signal, name)]) for name in self.codec.planes}
+
     def _plain(self, rows: Cells) -> list[str]:
         """The columns of a sample without its signal."""
         runs = signal_column(self.signal, RUNS)
@@ -100,11 +104,9 @@ class RowDecoder:
         Rows forged with right hashes could make up for each other's lengths; ``verify`` reads each
         alone.
         """
-        planes = {
-            name: _plane(rows[signal_column(self.signal, name)]) for name in self.codec.planes
-        }
         previous = [sample.previous_S for sample in samples]
-        signal = self.codec.decode(planes, np.concatenate([np.zeros(0, np.int32), *previous]))
+        previous_S = np.concatenate([np.zeros(0, np.int32), *previous])
+        signal = self.codec.decode(self.planes(rows), previous_S)
         ends = np.cumsum([0, *map(len, previous)]).tolist()
         return [signal[start:end] for start, end in pairwise(ends)]
 

@@ -40,6 +40,7 @@ class BatchSampler(torch.utils.data.Sampler[BatchPlan]):
         self._sequence = BatchSequence(self._parts, self._config, None)
 
     def __iter__(self) -> Iterator[BatchPlan]:
+        self.load_state_dict(self.state_dict())  # what was planned ahead before is planned anew
         yield from self._sequence.steps(self.rank, self.world_size)
 
     def state_dict(self) -> dict[str, Any]:

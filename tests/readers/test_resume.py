@@ -113,6 +113,14 @@ def test_the_state_behind_the_last_step_is_the_next_epoch() -> None:
     assert [content(plan) for plan in again] == second
 
 
+def test_an_iteration_that_was_left_goes_on() -> None:
+    data = FakeSamples(4)
+    whole = [content(plan) for (plan,) in epoch_of(data, batch_size=5)]
+    sampler = BatchSampler(data, rank=0, world_size=1, batch_size=5)  # type: ignore[arg-type]
+    found = [content(next(iter(sampler))) for _ in whole]
+    assert found == whole
+
+
 def test_a_state_of_other_options_or_data_is_refused() -> None:
     data = FakeSamples(4)
     state = BatchSampler(data, rank=0, world_size=1, batch_size=5).state_dict()
