@@ -172,7 +172,7 @@ def speed_figures(speeds: Speeds, selection: str) -> Iterator[Figure]:
 
 
 def own_figures(ours: Process) -> Iterator[Figure]:
-    """Growth of resident memory, how full packs are, and the speed of reading and decoding alone."""
+    """Growth of resident memory, how full packs are, the speed of reading and decoding alone."""
     early, late = ours.ask("resident", after=EPOCHS_OF_MEMORY)["resident_mb"]
     yield "load.rss_growth", late - early, "MB", {"epochs": EPOCHS_OF_MEMORY}
     yield "load.rss_growth.ratio", late / early, "times as much", {"epochs": EPOCHS_OF_MEMORY}
