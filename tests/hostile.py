@@ -27,6 +27,14 @@ from tests.golden.arrays import GOLDEN
 Edit = Callable[[dict[str, Any]], object]
 
 
+DEEP = 1_000_000  # levels of nested JSON
+SHARD_PATHS = ["../data/part-000000-00000000.parquet", "/data/part-000000-00000000.parquet"]
+SHARD_PATHS += ["data/../data/part-000000-00000000.parquet", "data/part-000000-00000000.parquet\n"]
+SHARD_PATHS += ["s3://x/data/part-000000-00000000.parquet", "data//part-000000-00000000.parquet"]
+SHARD_PATHS += ["data/part-000000-0000000G.parquet", "data/part-00000\u0660-00000000.parquet"]
+SHARD_PATHS += ["\ndata/part-000000-00000000.parquet", "data/part-000000-00000000.parquet/x"]
+
+
 def footer_of(data: bytes) -> bytes:
     """The footer of a Parquet file, its length and the magic."""
     return data[-8 - int.from_bytes(data[-8:-4], "little") :]
