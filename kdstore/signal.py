@@ -279,13 +279,16 @@ class TorchSignal:
 
     def to(self, device: str | torch.device) -> TorchSignal:
         """The same signal on another device."""
+        import torch
+
+        waits = torch.device(device).type == "cpu"  # else the host may read before it is there
         return TorchSignal(
             self.selection,
-            self.indptr.to(device, non_blocking=True),
-            self.token_ids_N.to(device, non_blocking=True),
-            self.logprobs_N.to(device, non_blocking=True),
-            self.rest_S.to(device, non_blocking=True),
-            {name: v.to(device, non_blocking=True) for name, v in self.scalars.items()},
+            self.indptr.to(device, non_blocking=not waits),
+            self.token_ids_N.to(device, non_blocking=not waits),
+            self.logprobs_N.to(device, non_blocking=not waits),
+            self.rest_S.to(device, non_blocking=not waits),
+            {name: v.to(device, non_blocking=not waits) for name, v in self.scalars.items()},
         )
 
 

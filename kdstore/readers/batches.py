@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kdstore.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdstore.readers.store import Index
+    from kdstore.readers.samples import Index
 
 Overlong = Literal["error", "skip", "truncate", "split"]
 MAX_STREAMS = 64  # a state has a place for each, and is to stay small

@@ -31,6 +31,14 @@ class PositionFilter:
     label_logprob: tuple[float, float] | None = None
     entropy: tuple[float, float] | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.kinds, str):  # any part of a text is in it
+            raise UsageError(
+                "kinds of a PositionFilter are several names",
+                expected=f"({self.kinds!r},)",
+                got=repr(self.kinds),
+            )
+
     def __call__(self, sample: Sample) -> Sample:
         """The sample at the positions that pass; UsageError if it lacks a scalar."""
         kept: NDArray[np.bool_] = np.ones(sample.num_scored, dtype=np.bool_)

@@ -59,7 +59,9 @@ class Loader:
             raise UsageError("a loader has epochs", expected="at least 1", got=epochs)
         self.rank, self.world_size = rank_and_world_size(rank, world_size)
         self._config, self._epochs = BatchConfig(**batches), epochs
-        data = data if columns is None else data.with_columns(columns)
+        if columns is not None:
+            _check_filter(keep, columns)
+            data = data.with_columns(columns)
         self._parts = parts_of(data)
         data.reserve(**_reserve(self._parts, self._config))
         self._workers, self._context = num_workers, multiprocessing_context
@@ -108,6 +110,17 @@ class Loader:
         last = (sequence.epoch // self._epochs + 1) * self._epochs
         while sequence.epoch < last:
             yield from sequence.steps(self.rank, self.world_size)
+
+
+def _check_filter(keep: PositionFilter | None, columns: Sequence[str]) -> None:
+    """UsageError if positions are to be kept by spans that are not read: none would be."""
+    if keep is not None and keep.kinds is not None and "spans" not in columns:
+        raise UsageError(
+            "positions cannot be kept by the kinds of spans that are not read",
+            expected='"spans" among the columns',
+            got=", ".join(columns),
+            todo='add "spans" to columns',
+        )
 
 
 def ahead(plans: Iterable[BatchPlan], distance: int) -> Iterator[BatchPlan]:

@@ -69,7 +69,7 @@ class Order:
 
     @cached_property
     def _shards(self) -> Ints:
-        shards = np.arange(len(self.samples.shard_rows))
+        shards = np.arange(self.samples.num_shards)
         return self._shuffled(shards, shards, Purpose.SHARD_ORDER)
 
     def _shards_of(self, stream: int) -> Ints:

@@ -78,7 +78,7 @@ class EpochPlanner:
         numbers = [self._turn]
         for stream in self._streams:
             numbers += [stream.cell, stream.taken]
-        data = np.array(numbers, dtype="<u4").reshape(-1).view(np.uint8).reshape(-1, 4)
+        data = np.array(numbers, dtype="<u4").view(np.uint8).reshape(-1, 4)
         # Bytes of a kind together: nearly all of the high ones are zero.
         return base64.b85encode(zlib.compress(data.T.tobytes(), 9)).decode("ascii")
 

@@ -15,7 +15,11 @@ def rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, 
     Raises UsageError where only one is given, or the rank is none.
     """
     if (rank is None) != (world_size is None):
-        raise UsageError("rank and world_size belong together", got=f"{rank} of {world_size}")
+        raise UsageError(
+            "rank and world_size belong together",
+            expected="both, or neither",
+            got=f"rank={rank}, world_size={world_size}",
+        )
     if rank is None or world_size is None:
         rank, world_size = _found()
     if not 0 <= rank < world_size:
@@ -29,4 +33,10 @@ def _found() -> tuple[int, int]:
     try:
         return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     except ValueError as error:
-        raise UsageError("RANK and WORLD_SIZE are no numbers", where="environment") from error
+        raise UsageError(
+            "RANK and WORLD_SIZE are no numbers",
+            where="environment",
+            expected="integers, as torchrun sets them",
+            got=error,
+            todo="unset them, or pass rank and world_size",
+        ) from error

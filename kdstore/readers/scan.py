@@ -108,7 +108,7 @@ def _frames(
     """What is left of each row group. polars means the first ``n_rows`` before any filter."""
     limit = len(store) if n_rows is None else n_rows
     for shard_index, (first, end) in enumerate(pairwise(store.first_rows.tolist())):
-        unit = store.commits[shard_index].unit
+        unit = int(store.commits.units[shard_index])
         if first >= limit or not _possible(conditions, _place_bounds(unit, first, end)):
             continue
         shard = store.shard(shard_index)

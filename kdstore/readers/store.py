@@ -27,8 +27,7 @@ from kdstore.readers.decoder import RowDecoder
 from kdstore.readers.download import ShardFiles
 from kdstore.readers.outline import Outline, OutlineCache
 from kdstore.readers.overlay import Overlays
-from kdstore.readers.samples import Index as Index
-from kdstore.readers.samples import Samples
+from kdstore.readers.samples import Index, Samples
 from kdstore.readers.shard import DECODE_ERRORS, ShardReader
 from kdstore.sample import Sample
 

@@ -120,6 +120,13 @@ def test_a_filter_needs_its_columns(dump: Dump) -> None:
     with pytest.raises(UsageError, match="entropy"):
         next(iter(store.loader(batch_size=4, columns=["entries"], keep=keep)))
     assert next(iter(store.loader(batch_size=4, columns=["entries", "entropy"], keep=keep)))
+    kinds = PositionFilter(kinds=("text",))
+    with pytest.raises(UsageError, match='add "spans" to columns'):
+        store.loader(batch_size=4, columns=["entries"], keep=kinds)
+    batch = next(iter(store.loader(batch_size=4, columns=["entries", "spans"], keep=kinds)))
+    assert len(batch.signal) > 0
+    with pytest.raises(UsageError, match="several names"):
+        PositionFilter(kinds="text")  # type: ignore[arg-type]
 
 
 def test_damage_in_what_is_read_is_found(dump: Dump) -> None:

@@ -23,4 +23,4 @@ def test_every_block_runs_in_order(dump: Callable[..., Path]) -> None:
     assert len(json.dumps(names["checkpoint"])) < 1000
     assert names["checkpoint"]["loader"]["epoch"] == 2
     assert names["state"]["epoch"] == 1
-    assert names["other"].sample_ids == names["batch"].sample_ids or names["other"].input_ids.any()
+    assert len(names["other"].signal) > 0
