@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from kdstore.commit import MAX_OF_RECORD, Commit
 from kdstore.errors import HeaderError
-from kdstore.footer import TAIL_BYTES
 from kdstore.layout import SHARD_PATTERN
-from kdstore.parquet import MAX_GROUP_BYTES, MAX_RATIO, CheckedParquet, Memory
+from kdstore.parquet import read_table
 
 FLAT_COLUMNS = pa.schema(
     [
@@ -39,8 +38,6 @@ FLAT_COLUMNS = pa.schema(
 )
 _JSON = pa.schema([("commit", pa.string())])
 _SCHEMA = pa.unify_schemas([FLAT_COLUMNS, _JSON])
-_UNPACKED = pa.dictionary(pa.int32(), pa.string())  # texts as they are read: equal ones once
-_CELLS_PER_BYTE = 64  # of a manifest: equal cells take next to nothing
 _READ_ERRORS = (pa.ArrowException, KeyError, OSError, ValueError, TypeError)
 REBUILD = "remove the manifest: the commits hold the same, and the next dump writes it again"
 
@@ -74,7 +71,7 @@ class Manifest:
         if self.data is None:
             return schema.empty_table()
         try:
-            return _read_columns(self.data, schema)
+            return read_table(self.data, schema)
         except _READ_ERRORS as error:
             raise self._damaged(error) from error
 
@@ -105,39 +102,6 @@ def flat_row(commit: Commit) -> dict[str, Any]:
 def numbers(table: pa.Table, name: str) -> NDArray[np.int64]:
     """int64 [rows]: a column of numbers."""
     return np.asarray(table[name].to_numpy(), dtype=np.int64)
-
-
-def _read_columns(data: bytes, schema: pa.Schema) -> pa.Table:
-    """Some columns of a manifest; texts stay one for all equal ones, however often they come."""
-    footer = data[-TAIL_BYTES - int.from_bytes(data[-TAIL_BYTES:-4], "little") :]
-    texts = [field.name for field in schema if field.type == pa.string()]
-    file = CheckedParquet(Memory(data), footer, plain=False, read_dictionary=texts)
-    for field in schema:
-        expected = _UNPACKED if field.name in texts else field.type
-        if file.schema.field(field.name).type != expected:
-            raise ValueError(f"column {field.name!r} has another type than {field.type}")
-    rows = sum(group.num_rows for group in file.groups)
-    if rows * len(schema) > _CELLS_PER_BYTE * len(data):
-        raise ValueError(f"{rows} rows in {len(data)} bytes")
-    groups = [file.read_group(group, schema.names) for group in range(len(file.groups))]
-    table = pa.concat_tables(groups) if groups else file.schema.empty_table().select(schema.names)
-    limit = max(MAX_GROUP_BYTES, MAX_RATIO * len(data))
-    if sum(_text_bytes(table[name]) for name in texts) > limit:
-        raise ValueError(f"texts of more than {limit} bytes in a file of {len(data)}")
-    for name in schema.names:
-        if table[name].null_count:
-            raise ValueError(f"column {name!r} has {table[name].null_count} nulls")
-    table.validate(full=True)  # texts are UTF-8, which Parquet does not see to
-    return table.select(schema.names)
-
-
-def _text_bytes(column: pa.ChunkedArray) -> int:
-    """Bytes of a column of texts once each stands for itself."""
-    parts = [
-        pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices).cast(pa.int64())).as_py()
-        for chunk in column.chunks
-    ]
-    return sum(part or 0 for part in parts)
 
 
 def _check_columns(table: pa.Table) -> None:

@@ -25,6 +25,7 @@ _MAX_CONTAINER = 1 << 16  # elements of a list in a footer: columns, row groups
 NULLABLE = ("text", "messages", "metadata")
 _VALUE_BYTES = 4  # the least that a plain value takes that is no bool
 _CELLS_PER_BYTE = 64  # of a small table's file: equal cells take next to nothing
+_UNPACKED = pa.dictionary(pa.int32(), pa.string())  # texts as they are read
 Range = tuple[int, int]  # of bytes, half-open
 
 
@@ -166,27 +167,37 @@ def _span(chunk: Chunk, size: int) -> Range:
     return chunk.start, end
 
 
-def read_table(data: bytes) -> pa.Table:
-    """The table in a small Parquet file's bytes; Arrow's errors, and ValueError.
+def read_table(data: bytes, schema: pa.Schema) -> pa.Table:
+    """Columns of a small Parquet file of numbers and texts, which are given as dictionaries.
+
+    Equal texts stay one, however often they come. Arrow's errors, and ValueError unless the columns
+    are there, of these types, without nulls.
 
     It is read by this thread alone: ``pq.read_table`` leaves threads behind that hold the bytes;
     one that lets go while the interpreter shuts down aborts the process (seen in 9 of 20 runs).
     """
     footer = data[-TAIL_BYTES - int.from_bytes(data[-TAIL_BYTES:-4], "little") :]
-    schema = CheckedParquet(Memory(data), footer, plain=False).schema
-    if not set(schema.types) <= {pa.int32(), pa.int64(), pa.string()}:
-        raise ValueError(f"columns of types {schema.types}")
     texts = [field.name for field in schema if field.type == pa.string()]
     file = CheckedParquet(Memory(data), footer, plain=False, read_dictionary=texts)
-    limit = max(MAX_GROUP_BYTES, MAX_RATIO * len(data))
+    for field in schema:
+        expected = _UNPACKED if field.name in texts else field.type
+        found = file.schema.field(field.name).type if field.name in file.schema.names else None
+        if found != expected:
+            raise ValueError(f"column {field.name!r} is {found}, not {field.type}")
     rows = sum(group.num_rows for group in file.groups)
-    if rows * len(file.schema) > _CELLS_PER_BYTE * len(data):
+    if rows * len(schema) > _CELLS_PER_BYTE * len(data):
         raise ValueError(f"{rows} rows in {len(data)} bytes")
-    groups = [file.read_group(g, file.schema.names) for g in range(len(file.groups))]
+    groups = [file.read_group(group, schema.names) for group in range(len(file.groups))]
     table = pa.concat_tables(groups) if groups else file.schema.empty_table()
+    table = table.select(schema.names)
+    limit = max(MAX_GROUP_BYTES, MAX_RATIO * len(data))
     if sum(_text_bytes(table[name]) for name in texts) > limit:
         raise ValueError(f"texts of more than {limit} bytes in a file of {len(data)}")
-    return table.cast(schema)
+    for name in schema.names:
+        if table[name].null_count:
+            raise ValueError(f"column {name!r} has {table[name].null_count} nulls")
+    table.validate(full=True)  # texts are UTF-8, which Parquet does not see to
+    return table
 
 
 def _text_bytes(column: pa.ChunkedArray) -> int:

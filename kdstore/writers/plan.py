@@ -95,7 +95,7 @@ class Plan:
     def from_bytes(cls, data: bytes, *, expected_digest: str, where: str) -> Plan:
         """The plan in a file's bytes; HeaderError unless it is the one the header names."""
         try:
-            plan = cls(read_table(data).cast(_SCHEMA).combine_chunks())
+            plan = cls(read_table(data, _SCHEMA).cast(_SCHEMA).combine_chunks())
             _check_whole(plan)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise HeaderError("cannot read the plan", where=where, got=error) from error
