@@ -135,7 +135,7 @@ class Collator:
         return Batch(
             input_ids=flat["input_ids"],
             position_ids=flat["position_ids"],
-            attention_mask=None if self.pack else flat["attention_mask"],
+            attention_mask=None if self.pack else rows.mask(),
             cu_seqlens=torch.from_numpy(rows.starts(lengths, with_padding=self.pack)),
             sample_ids=[sample.sample_id for sample in samples],
             cursor=None if plan is None else plan.cursor,
@@ -161,17 +161,16 @@ class Collator:
     def _flat(self, samples: Sequence[Sample], rows: _Rows) -> dict[str, NDArray[np.int64]]:
         size = rows.width * len(rows.used)
         input_ids = np.full(size, self.pad_id, dtype=np.int64)
-        position_ids, mask = np.zeros((2, size), dtype=np.int64)
+        position_ids = np.zeros(size, dtype=np.int64)
         for sample, offset in zip(samples, rows.offsets.tolist(), strict=True):
             place = slice(offset, offset + sample.num_tokens)
             input_ids[place] = sample.input_ids_T
             position_ids[place] = np.arange(sample.num_tokens)
-            mask[place] = 1
         for end, used in enumerate(rows.used.tolist(), start=1) if self.pack else []:
             position_ids[(end - 1) * rows.width + used : end * rows.width] = np.arange(
                 rows.width - used
             )
-        return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": mask}
+        return {"input_ids": input_ids, "position_ids": position_ids}
 
 
 @dataclass(frozen=True)
@@ -181,6 +180,10 @@ class _Rows:
     width: int
     offsets: NDArray[np.int64]
     used: NDArray[np.int64]
+
+    def mask(self) -> Tensor:
+        """int64 [P, width]: 1 where a token is, 0 where a row is padded."""
+        return torch.from_numpy((np.arange(self.width) < self.used[:, None]).astype(np.int64))
 
     def starts(self, lengths: NDArray[np.int64], *, with_padding: bool) -> NDArray[np.int32]:
         """Where samples begin in the row of all tokens, the padding a sample of each row or not."""
