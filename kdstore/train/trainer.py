@@ -18,8 +18,7 @@ from kdstore.readers.sampler import EpochSampler
 from kdstore.readers.store import Store
 from kdstore.sample import Sample
 from kdstore.train.evaluate import metrics_of_sums, nll_sums
-from kdstore.train.fields import refuse_unknown
-from kdstore.train.losses import LOSSES
+from kdstore.train.objective import Objective
 from kdstore.train.student import longest_sequence
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     """Trains ``model`` on Σ weight · loss over the samples of a store.
 
     * ``train_dataset``: a Store, or anything map-style whose items are Samples with a signal
-    * ``losses``: name in `kdstore.losses.LOSSES` -> weight
+    * ``losses``: what `kdstore.train.objective.Objective` takes: name -> weight or options
     * ``data_collator``: a `kdstore.Collator`: list of Samples -> Batch
     * ``eval_dataset``: held-out Samples; scored are their runs, no signal is needed
 
@@ -58,12 +57,11 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         args: TrainingArguments,
         *,
         train_dataset: Any,
-        losses: Mapping[str, float],
+        losses: Mapping[str, Any],
         data_collator: Any,
         eval_dataset: Sequence[Sample] | None = None,
         **kwargs: Any,
     ) -> None:
-        refuse_unknown(losses, LOSSES, where="losses")
         _check_arguments(args)
         _check_extras(kwargs)
         args.remove_unused_columns = False
@@ -76,8 +74,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             **kwargs,
         )
         self._longest = longest_sequence(model)
-        self.loss_weights = {name: weight for name, weight in losses.items() if weight}
-        self._loss_sums = torch.zeros(len(self.loss_weights), device=args.device)
+        self.objective = Objective(losses)
+        self._loss_sums = torch.zeros(len(self.objective.names), device=args.device)
         self._steps_summed = 0
         if self.get_cp_size() * self.get_sp_size() > 1:
             raise UsageError(
@@ -99,13 +97,14 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         gradients. The ranks' gradients are averaged afterwards, hence the factor.
         """
         outputs = model(**inputs.model_inputs())
-        values = {
-            name: LOSSES[name](outputs.logits, inputs, denominator=num_items_in_batch)
-            for name in self.loss_weights
-        }
-        self._loss_sums += torch.stack([value.detach().float() for value in values.values()])
-        weighted = [self.loss_weights[name] * value for name, value in values.items()]
-        total = torch.stack(weighted).sum()
+        found = self.objective(
+            outputs.logits,
+            inputs,
+            progress=self.state.global_step / max(self.state.max_steps, 1),
+            denominator=num_items_in_batch,
+        )
+        self._loss_sums += found.values_n.float()
+        total = found.total
         if num_items_in_batch is not None:
             total = total * self._data_ranks()
         return (total, outputs) if return_outputs else total
@@ -163,7 +162,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         sums = self.accelerator.reduce(self._loss_sums, reduction="sum") / self.get_tp_size()
         means = (sums / self._steps_summed).tolist()
         self._loss_sums, self._steps_summed = torch.zeros_like(self._loss_sums), 0
-        return dict(zip(self.loss_weights, means, strict=True))
+        return dict(zip(self.objective.names, means, strict=True))
 
     def evaluate(
         self,

@@ -11,7 +11,7 @@ import torch
 from kdstore.errors import SignalError, UsageError
 from kdstore.readers.collate import Collator
 from kdstore.signal import SparseSignal
-from kdstore.train.losses import LOSSES, forward_kl, terms
+from kdstore.train.losses import LOSSES, forward_kl, student
 from tests.train.train_helpers import (
     V,
     entropy_S,
@@ -31,7 +31,7 @@ S = 7
 def block_size(request, monkeypatch):
     """Every test holds whether the positions fit in one block or not."""
     if request.param != "one block":
-        monkeypatch.setattr(terms, "BLOCK_ELEMENTS", 2 * V)
+        monkeypatch.setattr(student, "BLOCK_ELEMENTS", 2 * V)
 
 
 def logits_pair(seed: int = 0) -> tuple[np.ndarray, torch.Tensor]:
@@ -283,7 +283,7 @@ def test_padded_packed_and_single_samples_agree(name):
     ):
         count = sum(len(batch.signal) for batch in batches)
         values = [
-            LOSSES[name](model(**batch.model_inputs()).logits, batch, denominator=count)
+            LOSSES[name]()(model(**batch.model_inputs()).logits, batch, denominator=count)
             for batch in batches
         ]
         losses.append(torch.stack(values).sum().item())

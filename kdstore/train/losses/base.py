@@ -1,4 +1,4 @@
-"""What all losses share: the kinds of target, the labels of a batch, and one reduction.
+"""What all losses share: what one is, the labels of a batch, and one reduction.
 
 There is one denominator: positions that carry a signal. Token weights multiply the terms and do
 not change it; gradient accumulation and several ranks pass their global count as `denominator`.
@@ -6,15 +6,20 @@ not change it; gradient accumulation and several ranks pass their global count a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from kdstore.errors import UsageError
 from kdstore.signal import NO_ENTRIES
+from kdstore.train.losses.student import Places, Reading, Student, read_student
 
 if TYPE_CHECKING:
     from kdstore.readers.collate import Batch
+    from kdstore.signal import TorchSignal
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -22,8 +27,25 @@ Reduction = Literal["mean", "sum", "none"]
 SAMPLED_KINDS = frozenset({"pps", "counts"})
 
 
-class Loss(Protocol):
-    """A loss of the student's logits [B, L, V] or [T, V] at the scored positions of a batch."""
+@dataclass(frozen=True, kw_only=True)
+class Loss(ABC):
+    """A loss of the student's logits at a batch's scored positions; its fields are its options.
+
+    It reads the student through ``reading`` and answers with one term for each position, so it runs
+    alike on logits and, a chunk at a time, inside `DistillHead`. ``uses_entries`` is whether it
+    needs the teacher's distributions.
+    """
+
+    name: ClassVar[str]
+    uses_entries: ClassVar[bool] = True
+
+    @abstractmethod
+    def reading(self, signal: TorchSignal) -> Reading:
+        """What it reads of the student; UsageError or SignalError if the signal will not do."""
+
+    @abstractmethod
+    def terms(self, student: Student, signal: TorchSignal) -> Tensor:
+        """[S]: the loss at each position, unweighted, in the student's dtype."""
 
     def __call__(
         self,
@@ -33,25 +55,31 @@ class Loss(Protocol):
         reduction: Reduction = "mean",
         denominator: Tensor | float | None = None,
     ) -> Tensor:
-        """Scalar, or [S] for ``reduction="none"``; float32, float64 for float64 logits."""
-        ...
+        """Scalar, or [S] for ``reduction="none"``; float32, float64 for float64 logits.
+
+        ``logits`` are [B, L, V] or [T, V], of any float dtype.
+        """
+        reading = self.reading(batch.signal)
+        places = places_of(batch, labels=reading.labels, entries=self.uses_entries)
+        (student,) = read_student(logits, batch.logit_rows_S, places, [reading])
+        terms_S = self.terms(student, batch.signal)
+        return reduce_terms(terms_S, batch, reduction=reduction, denominator=denominator)
+
+
+def places_of(batch: Batch, *, labels: bool, entries: bool) -> Places:
+    """Where losses read the student: at the entries of a batch's signal, and at its labels."""
+    signal = batch.signal
+    wanted = labels_S(batch) if labels else None
+    if entries:
+        refuse_without_entries(signal.selection)
+        return Places(signal.indptr, signal.rows_N, signal.ids_N, wanted)
+    none_N = signal.indptr.new_empty(0)
+    return Places(signal.indptr.new_zeros(len(signal) + 1), none_N, none_N, wanted)
 
 
 def is_sampled(selection: str) -> bool:
     """Whether a selection such as ``"pps:tau=0.06"`` draws its entries."""
     return selection.partition(":")[0] in SAMPLED_KINDS
-
-
-def refuse_temperature(selection: str) -> None:
-    """UsageError for a signal drawn at another temperature than the student's 1."""
-    if is_sampled(selection) and "temperature=" in selection:
-        raise UsageError(
-            "the signal was drawn at another temperature than the loss compares at",
-            where=f"signal {selection}",
-            expected="a signal drawn at temperature 1",
-            got=selection,
-            todo="dump without the option temperature",
-        )
 
 
 def refuse_without_entries(selection: str) -> None:
@@ -73,6 +101,15 @@ def labels_S(batch: Batch) -> Tensor:
 def segment_sum(values_N: Tensor, rows_N: Tensor, *, rows: int) -> Tensor:
     """[S]: the sum over each position's entries."""
     return values_N.new_zeros(rows).index_add(0, rows_N, values_N)
+
+
+def segment_logsumexp(values_N: Tensor, rows_N: Tensor, *, rows: int) -> Tensor:
+    """[S]: the log-sum-exp over each position's entries; -inf where there is none."""
+    largest_S = values_N.new_full((rows,), -torch.inf)
+    largest_S = largest_S.scatter_reduce(0, rows_N, values_N.detach(), "amax")
+    largest_S = largest_S.masked_fill(largest_S == -torch.inf, 0.0)
+    sums_S = segment_sum((values_N - largest_S[rows_N]).exp(), rows_N, rows=rows)
+    return sums_S.log() + largest_S
 
 
 def reduce_terms(

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from kdstore.train.losses.base import Reduction, labels_S, reduce_terms
-from kdstore.train.losses.terms import Entries, student_terms
+from kdstore.train.losses.base import Loss, Reduction
+from kdstore.train.losses.student import Places, Reading, Student, read_student
 
 if TYPE_CHECKING:
     from kdstore.readers.collate import Batch
+    from kdstore.signal import TorchSignal
+
+
+@dataclass(frozen=True, kw_only=True)
+class CE(Loss):
+    """-log s(label) in nats, over the same positions and denominator as the other losses."""
+
+    name = "ce"
+    uses_entries = False
+
+    def reading(self, signal: TorchSignal) -> Reading:
+        """The labels; any signal will do."""
+        return Reading(labels=True)
+
+    def terms(self, student: Student, signal: TorchSignal) -> Tensor:
+        """[S]: -log s(label)."""
+        return -student.log_label_S
 
 
 def ce(
@@ -25,18 +42,21 @@ def ce(
 
     Raises SignalError if a label is no column of the logits.
 
+    >>> import torch
     >>> from types import SimpleNamespace
-    >>> batch = SimpleNamespace(labels=torch.tensor([[-100, 2, -100]]), signal=[None],
+    >>> from kdstore import SparseSignal
+    >>> signal = SparseSignal.from_arrays("full", [0, 1], [0], [0.0])
+    >>> batch = SimpleNamespace(labels=torch.tensor([[-100, 2, -100]]), signal=signal.to_torch(),
     ...     logit_rows_S=torch.tensor([0]), weights_S=torch.ones(1))
     >>> round(ce(torch.zeros(1, 3, 4), batch).exp().item(), 4)
     4.0
     """
-    terms_S = label_nll(logits, batch.logit_rows_S, labels_S(batch))
-    return reduce_terms(terms_S, batch, reduction=reduction, denominator=denominator)
+    return CE()(logits, batch, reduction=reduction, denominator=denominator)
 
 
 def label_nll(logits: Tensor, rows_S: Tensor, ids_S: Tensor) -> Tensor:
-    """[S]: lse - logit of one token per row of ``logits`` [..., V]; float32 or float64."""
-    bounds = torch.arange(len(ids_S) + 1, device=ids_S.device)
-    terms = student_terms(logits, rows_S, Entries(bounds, bounds[:-1], ids_S))
-    return terms.lse_S - terms.logits_N
+    """[S]: -log s of one token per row of ``logits`` [..., V]; float32 or float64."""
+    none = ids_S.new_empty(0)
+    places = Places(ids_S.new_zeros(len(ids_S) + 1), none, none, ids_S)
+    (student,) = read_student(logits, rows_S, places, [Reading(labels=True)])
+    return -student.log_label_S

@@ -1,0 +1,95 @@
+"""The policy gradient of the reverse KL, on sampled tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kdstore.errors import SignalError, UsageError
+from kdstore.train.losses.base import Loss, Reduction
+from kdstore.train.losses.student import Reading, Student
+
+if TYPE_CHECKING:
+    from kdstore.readers.collate import Batch
+    from kdstore.signal import TorchSignal
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGradient(Loss):
+    """-ρ A per token, with A = log t - log s held constant and ρ = s / s_behaviour.
+
+    The labels were drawn from the student as it was, with the log-probabilities in the scalar
+    ``behaviour_logprob``. Unclipped, its gradient over such draws is that of KL(s || t) (the
+    policy gradient theorem; for distillation MiniLLM, arXiv:2306.08543, section 2.2). ``clip`` is
+    PPO's (arXiv:1707.06347, equation 7): the larger of -ρ A and -clip(ρ, 1 ± clip) A; None is none.
+
+    ``on_policy`` takes the labels for draws of the student as it is now: ρ is 1 then, and no
+    ``behaviour_logprob`` is needed.
+    """
+
+    name = "policy_gradient"
+    uses_entries = False
+    clip: float | None = 0.2
+    on_policy: bool = False
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise UsageError(
+                "a clip is positive", where="policy_gradient.clip", expected="> 0", got=self.clip
+            )
+
+    def reading(self, signal: TorchSignal) -> Reading:
+        """The labels; SignalError without the scalars."""
+        needed = ["label_logprob"] if self.on_policy else ["label_logprob", "behaviour_logprob"]
+        missing = [name for name in needed if name not in signal.scalars]
+        if missing:
+            raise SignalError(
+                f"policy_gradient needs the scalar {missing[0]}",
+                where=f"signal {signal.selection}",
+                expected=", ".join(needed),
+                got=", ".join(signal.scalars) or "no scalars",
+                todo="record rollouts with behaviour_logprob; on_policy=True takes the labels for "
+                "draws of the student as it is",
+            )
+        return Reading(labels=True)
+
+    def terms(self, student: Student, signal: TorchSignal) -> Tensor:
+        """[S]: the clipped surrogate."""
+        log_s = student.log_label_S
+        old = log_s.detach()
+        advantage = signal.scalars["label_logprob"].to(log_s.dtype) - old
+        behaviour = old if self.on_policy else signal.scalars["behaviour_logprob"].to(log_s.dtype)
+        ratio = (log_s - behaviour).exp()
+        clip = math.inf if self.clip is None else self.clip
+        return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
+def policy_gradient(
+    logits: Tensor,
+    batch: Batch,
+    *,
+    clip: float | None = 0.2,
+    on_policy: bool = False,
+    reduction: Reduction = "mean",
+    denominator: Tensor | float | None = None,
+) -> Tensor:
+    """-clip(s / s_behaviour) (log t - log s) of the labels; `PolicyGradient` says more.
+
+    Raises SignalError without the scalars ``label_logprob`` and, unless ``on_policy``,
+    ``behaviour_logprob``, or if a label is no column of the logits.
+
+    >>> from types import SimpleNamespace
+    >>> from kdstore import SparseSignal
+    >>> scalars = {"label_logprob": [0.0], "behaviour_logprob": [-1.386294]}
+    >>> signal = SparseSignal.from_arrays("full", [0, 1], [2], [0.0], scalars=scalars)
+    >>> batch = SimpleNamespace(labels=torch.tensor([[-100, 2, -100]]), signal=signal.to_torch(),
+    ...     logit_rows_S=torch.tensor([0]), weights_S=torch.ones(1))
+    >>> round(policy_gradient(torch.zeros(1, 3, 4), batch).item(), 4)
+    -1.3863
+    """
+    loss = PolicyGradient(clip=clip, on_policy=on_policy)
+    return loss(logits, batch, reduction=reduction, denominator=denominator)

@@ -1,0 +1,56 @@
+"""KL(student || teacher)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from kdstore.train.losses.base import Reduction
+from kdstore.train.losses.divergence import NonlinearDivergence
+from kdstore.train.losses.teacher import Outside
+
+if TYPE_CHECKING:
+    from kdstore.readers.collate import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReverseKL(NonlinearDivergence):
+    """KL(s || t) = Σ s (log s - log t), in nats (MiniLLM, arXiv:2306.08543).
+
+    Where the teacher's probability is zero it counts as e^-100.
+    """
+
+    name = "reverse_kl"
+
+    def pointwise(self, log_t: Tensor, log_s: Tensor) -> Tensor:
+        """s (log s - log t)."""
+        return log_s.exp() * (log_s - log_t)
+
+
+def reverse_kl(
+    logits: Tensor,
+    batch: Batch,
+    *,
+    temperature: float = 1.0,
+    outside: Outside = "rest",
+    allow_sampled: bool = False,
+    reduction: Reduction = "mean",
+    denominator: Tensor | float | None = None,
+) -> Tensor:
+    """KL(s || t) in nats, on ``topk``, ``topp`` and ``full`` signals.
+
+    Raises UsageError for a drawn signal unless ``allow_sampled``; otherwise as `forward_kl`.
+
+    >>> import numpy as np, torch
+    >>> from types import SimpleNamespace
+    >>> from kdstore import SparseSignal
+    >>> signal = SparseSignal.from_arrays("full", [0, 2], [0, 1], np.log([0.75, 0.25]))
+    >>> batch = SimpleNamespace(signal=signal.to_torch(), logit_rows_S=torch.tensor([0]),
+    ...     weights_S=torch.ones(1))
+    >>> round(reverse_kl(torch.zeros(1, 2), batch).item(), 4)
+    0.1438
+    """
+    loss = ReverseKL(temperature=temperature, outside=outside, allow_sampled=allow_sampled)
+    return loss(logits, batch, reduction=reduction, denominator=denominator)
