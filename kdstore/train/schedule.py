@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kdstore.errors import UsageError
-from kdstore.train.fields import build
+from kdstore.train.fields import build, check_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,4 +63,5 @@ def make_schedule(value: Any, *, where: str) -> Schedule:
     """The schedule that a number, or a mapping of its fields, stands for."""
     if isinstance(value, Mapping):
         return build(Schedule, value, where=where)
-    return build(Schedule, {"start": value, "kind": "constant"}, where=where)
+    check_type(where, value, float)
+    return Schedule(start=value, kind="constant")

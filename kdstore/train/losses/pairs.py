@@ -56,8 +56,8 @@ class _Pairs(torch.autograd.Function):
             part = slice(start, start + step)
             other_AK, beaten_AK = _others(signal, part, widest)
             value_AK, slope_AK = loss.of_margin(logits_N[part, None] - logits_N[other_AK])
-            slope_AK = slope_AK * beaten_AK
-            values_N[part] = (value_AK * beaten_AK).sum(1)
+            slope_AK = slope_AK.where(beaten_AK, 0.0)  # logits of -inf have no difference
+            values_N[part] = value_AK.where(beaten_AK, 0.0).sum(1)
             pairs_N[part] = beaten_AK.sum(1).to(logits_N.dtype)
             grad_N[part] += slope_AK.sum(1)
             grad_N.index_add_(0, other_AK.flatten(), -slope_AK.flatten())

@@ -107,7 +107,11 @@ def _entries_lse(log_t_N: Tensor, signal: TorchSignal) -> Tensor:
 
 
 def _log_rest(log_t_N: Tensor, signal: TorchSignal) -> Tensor:
-    """[S]: log(1 - Σ t), in float64 where there is one: float32 would lose what is below 1e-7."""
+    """[S]: log(1 - Σ t), in float64 where there is one: float32 would lose what is below 1e-7.
+
+    Where nothing was outside the entries, nothing is at any temperature.
+    """
     wide = log_t_N if log_t_N.device.type == "mps" else log_t_N.double()
     kept_S = segment_sum(wide.exp(), signal.rows_N, rows=len(signal))
-    return (1 - kept_S).clamp(min=0).log().to(log_t_N.dtype)
+    left_S = (1 - kept_S).clamp(min=0).masked_fill(signal.rest_S == -torch.inf, 0.0)
+    return left_S.log().to(log_t_N.dtype)
