@@ -277,6 +277,17 @@ class TorchSignal:
     def __len__(self) -> int:
         return len(self.rest_S)
 
+    def part(self, rows: slice, entries: slice) -> TorchSignal:
+        """Positions that follow each other, and the entries they have: views, but for indptr."""
+        return TorchSignal(
+            self.selection,
+            self.indptr[rows.start : rows.stop + 1] - entries.start,
+            self.token_ids_N[entries],
+            self.logprobs_N[entries],
+            self.rest_S[rows],
+            {name: values[rows] for name, values in self.scalars.items()},
+        )
+
     def to(self, device: str | torch.device) -> TorchSignal:
         """The same signal on another device."""
         import torch

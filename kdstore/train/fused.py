@@ -1,0 +1,182 @@
+"""Losses and gradients straight from hidden states, a chunk of positions at a time.
+
+Of each chunk: logits = map(h Wᵀ + b) in float32, what the losses read of them, the losses, their
+gradient for what was read, and from it by hand dz for the logits, dh = dz W and dW += dzᵀ h. Then
+the chunk is dropped. So the forward pass makes three matrix products and the backward pass none.
+The gradients it keeps are those of a sum; what comes in later (denominator, loss scale) multiplies
+them in the end, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+from kdstore.train.logit_map import LogitMap
+from kdstore.train.losses.student import (
+    Block,
+    Read,
+    Student,
+    in_reads,
+    read_block,
+    total_grad,
+)
+from kdstore.train.objective import Part
+
+
+@dataclass(frozen=True)
+class FusedPart:
+    """The losses of one teacher's signal, and how to get from hidden states to logits.
+
+    ``weights`` has one number a loss; ``chunk_tokens`` and ``num_ids`` are `DistillHead`'s.
+    """
+
+    part: Part
+    weights: Sequence[float]
+    logit_map: LogitMap
+    chunk_tokens: int | None = None
+    num_ids: int | None = None
+
+    def check(self, *, vocab_size: int) -> None:
+        """SignalError if an id that is read is no column of the logits, or is padding."""
+        self.part.places.check(vocab_size=min(vocab_size, self.num_ids or vocab_size))
+
+    def mapped_(self, answers_CV: Tensor) -> Tensor:
+        """The logits of a chunk, in the place of the output layer's answers."""
+        logits = self.logit_map.apply_(answers_CV)
+        if self.num_ids is not None:
+            logits[:, self.num_ids :] = -torch.inf
+        return logits
+
+    def unmapped_(self, grad_CV: Tensor, logits_CV: Tensor) -> Tensor:
+        """The gradient for the output layer's answers, in the place of that for the logits."""
+        grad = self.logit_map.backward_(grad_CV, logits_CV)
+        if self.num_ids is not None:
+            grad[:, self.num_ids :] = 0
+        return grad
+
+    def sums(self, block: Block, reads: Sequence[Read]) -> Tensor:
+        """[n]: each loss's sum over a block."""
+        signal = self.part.batch.signal.part(block.rows, block.entries)
+        rows_N = self.part.places.rows_N[block.entries] - block.rows.start
+        students = [Student(read, rows_N) for read in reads]
+        return self.part.sums(students, signal, self.part.batch.weights_S[block.rows])
+
+    def grads(self, block: Block, reads: Sequence[Read]) -> tuple[Tensor, list[Read]]:
+        """The same, and the gradient of their weighted sum for what was read."""
+        with torch.enable_grad():
+            leaves = [Read(*(one.requires_grad_() for one in read)) for read in reads]
+            sums_n = self.sums(block, leaves)
+            total = (sums_n * sums_n.new_tensor(self.weights)).sum()
+            flat = [one for leaf in leaves for one in leaf]
+            found = torch.autograd.grad(total, flat, allow_unused=True, materialize_grads=True)
+        return sums_n.detach(), in_reads(found)
+
+
+def fused_sums(
+    hidden_SD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, fused: FusedPart
+) -> tuple[Tensor, Tensor]:
+    """Σ weight · loss over all positions, with a graph, and each loss's sum [n], without.
+
+    float32 (float64 for a float64 weight) whatever the dtype of the rest. Under autocast products
+    are in its dtype, as those of nn.Linear would be. Backward can be called once.
+    """
+    fused.check(vocab_size=len(weight_VD))
+    if not torch.is_grad_enabled():  # inside the function, inputs look as if they wanted gradients
+        hidden_SD, weight_VD = hidden_SD.detach(), weight_VD.detach()
+        bias_V = None if bias_V is None else bias_V.detach()
+    return _Fused.apply(hidden_SD, weight_VD, bias_V, fused)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _Fused(torch.autograd.Function):
+    """(hidden_SD, weight_VD, bias_V, fused) -> (weighted sum, sums_n)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_SD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, fused: FusedPart
+    ) -> tuple[Tensor, Tensor]:
+        work = _Work.begin(hidden_SD, weight_VD, bias_V, wanted=ctx.needs_input_grad)
+        sums_n = torch.zeros(len(fused.weights), dtype=work.dtype, device=hidden_SD.device)
+        with torch.autocast(hidden_SD.device.type, enabled=False):
+            for block in fused.part.places.blocks(width=len(weight_VD), rows=fused.chunk_tokens):
+                sums_n += work.add(block, fused)
+        ctx.grads = work.grads
+        ctx.dtypes = hidden_SD.dtype, weight_VD.dtype, bias_V.dtype if bias_V is not None else None
+        ctx.mark_non_differentiable(sums_n)
+        return (sums_n * sums_n.new_tensor(fused.weights)).sum(), sums_n
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.grads is None:
+            raise RuntimeError("the gradients of DistillHead are given out once; run it again")
+        pairs = zip(ctx.grads, ctx.dtypes, strict=True)
+        found = [None if one is None else one.mul_(grad).to(dtype) for one, dtype in pairs]
+        ctx.grads = None
+        return (*found, None)
+
+
+@dataclass
+class _Work:
+    """The matrices of a pass in the dtype they are multiplied in, and the gradients so far."""
+
+    hidden_SD: Tensor
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    dtype: torch.dtype
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None]
+
+    @classmethod
+    def begin(
+        cls,
+        hidden_SD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        *,
+        wanted: Sequence[bool],
+    ) -> _Work:
+        device = hidden_SD.device.type
+        autocast = torch.is_autocast_enabled(device)
+        by = torch.get_autocast_dtype(device) if autocast else weight_VD.dtype
+        dtype = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
+        tensors = (hidden_SD, weight_VD, bias_V)
+        grads = tuple(
+            torch.zeros_like(one, dtype=dtype) if one is not None and want else None
+            for one, want in zip(tensors, wanted, strict=False)
+        )
+        bias = None if bias_V is None else bias_V.to(by)
+        return cls(hidden_SD.to(by), weight_VD.to(by), bias, dtype, grads)  # type: ignore[arg-type]
+
+    def add(self, block: Block, fused: FusedPart) -> Tensor:
+        """[n]: the losses' sums over a block, whose gradients are added to the others'."""
+        hidden_CD = self.hidden_SD[block.rows]
+        answers = linear(hidden_CD, self.weight_VD, self.bias_V).to(self.dtype)
+        logits = fused.mapped_(answers)
+        readings = fused.part.readings
+        reads = [read_block(logits, block, reading) for reading in readings]
+        if not any(one is not None for one in self.grads):
+            return fused.sums(block, reads)
+        sums_n, wanted = fused.grads(block, reads)
+        grad = total_grad(logits, block, readings, reads, wanted)
+        self._add_grads(block, hidden_CD, fused.unmapped_(grad, logits))
+        return sums_n
+
+    def _add_grads(self, block: Block, hidden_CD: Tensor, grad_CV: Tensor) -> None:
+        for_hidden, for_weight, for_bias = self.grads
+        if for_bias is not None:
+            for_bias += grad_CV.sum(0)
+        grad_CV = grad_CV.to(hidden_CD.dtype)
+        if for_hidden is not None:
+            for_hidden[block.rows] = (grad_CV @ self.weight_VD).to(self.dtype)
+        if for_weight is not None and hidden_CD.dtype == self.dtype:
+            for_weight.addmm_(grad_CV.T, hidden_CD)
+        elif for_weight is not None:
+            for_weight += (
+                grad_CV.T @ hidden_CD
+            )  # products in the dtype of the matrices, summed here

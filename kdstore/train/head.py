@@ -1,0 +1,193 @@
+"""DistillHead: a causal LM's output layer that gives losses instead of logits when asked to.
+
+Logits [T, V] are what fills memory: 8,192 positions of 152k are 5 GB in float32, several times over
+with their gradient. Here hidden states become logits a chunk of scored positions at a time, each
+chunk's losses and gradients are taken at once, by hand, and the logits are dropped. What is kept
+for the backward pass is the gradient of the hidden states and, unless it is frozen, of the weight.
+
+The head is a module of the model and is called inside the model's forward, so the hooks of DDP,
+FSDP2, ZeRO-3 and PEFT fire as ever: outside of it, a sharded weight is not whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers.utils import ModelOutput
+
+from kdstore.errors import UsageError
+from kdstore.train.fused import FusedPart, fused_sums
+from kdstore.train.logit_map import LogitMap, measure_logit_map
+from kdstore.train.objective import Objective, divisor
+
+if TYPE_CHECKING:
+    from kdstore.readers.collate import Batch
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the head is asked for: an objective's losses of a batch, over ``denominator``.
+
+    ``denominator`` defaults to the batch's scored positions, ``progress`` is the share of training
+    that is done.
+    """
+
+    objective: Objective
+    batch: Batch
+    progress: float = 0.0
+    denominator: Tensor | float | None = None
+
+
+@dataclass
+class DistillOutput(ModelOutput):  # type: ignore[misc]
+    """``loss`` to call backward on, auxiliary losses in it; ``values_n``: each loss, unweighted."""
+
+    loss: Tensor | None = None
+    values_n: Tensor | None = None
+
+
+class DistillHead(nn.Linear):
+    """The output layer of a model, with its very parameters; without a request it gives logits.
+
+    ``DistillHead.attach(model)`` puts it in place. Then ``model(**inputs, distill=request)`` gives
+    a ``DistillOutput``, and ``model(**inputs)`` what it always gave.
+
+    * ``chunk_tokens``: positions whose logits exist at once; default: 64 MiB of float32 logits
+    * ``num_ids``: logits from there on are vocabulary padding and count as -inf; default: none are
+    """
+
+    logit_map: LogitMap
+    chunk_tokens: int | None
+    num_ids: int | None
+    _captured: list[Tensor] | None = None
+
+    @classmethod
+    def attach(
+        cls, model: Any, *, chunk_tokens: int | None = None, num_ids: int | None = None
+    ) -> DistillHead:
+        """Put the head in the place of a causal LM's output layer, once; before it is wrapped.
+
+        Raises UsageError for an output layer that is no plain nn.Linear, such as one with an
+        adapter, and for a model that does more to its logits than a scale and a soft cap.
+        """
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        layer = model.get_output_embeddings()
+        if isinstance(layer, DistillHead):
+            layer.chunk_tokens, layer.num_ids = chunk_tokens, num_ids
+            return layer
+        if type(layer) is not nn.Linear:
+            raise _unfit(model, f"its output layer is a {type(layer).__name__}")
+        head = cls._taking_over(layer)
+        head.logit_map = measure_logit_map(model, layer)
+        head.chunk_tokens, head.num_ids = chunk_tokens, num_ids
+        model.set_output_embeddings(head)
+        model.forward = MethodType(_with_request(model.forward), model)
+        return head
+
+    @classmethod
+    def _taking_over(cls, layer: nn.Linear) -> DistillHead:
+        bias = layer.bias is not None
+        head = cls(layer.in_features, layer.out_features, bias=bias, device="meta")
+        head.weight = layer.weight
+        if bias:
+            head.bias = layer.bias
+        return head.train(layer.training)
+
+    @contextmanager
+    def capture(self) -> Iterator[list[Tensor]]:
+        """Within it, calls give no logits: what they were given is put in the list."""
+        self._captured = []
+        try:
+            yield self._captured
+        finally:
+            self._captured = None
+
+    def forward(self, hidden: Tensor, request: Request | None = None) -> Any:
+        """Logits [..., V]; with a request, the total loss and each loss [n], unweighted.
+
+        ``hidden`` [..., D] are then those of all the batch's tokens.
+        """
+        if self._captured is not None:
+            self._captured.append(hidden)
+            return hidden.new_zeros((*hidden.shape[:-1], 1))
+        if request is None:
+            return super().forward(hidden)
+        self._check_whole()
+        return self._losses(hidden.reshape(-1, hidden.shape[-1]), request)
+
+    def _losses(self, hidden_TD: Tensor, request: Request) -> tuple[Tensor, Tensor]:
+        objective, batch = request.objective, request.batch
+        weights = objective.weights(request.progress)
+        totals, values = [], []
+        for part in objective.parts(batch, progress=request.progress):
+            mine, weights = weights[: len(part.losses)], weights[len(part.losses) :]
+            hidden_SD = hidden_TD.index_select(0, part.batch.logit_rows_S)
+            fused = FusedPart(part, mine, self.logit_map, self.chunk_tokens, self.num_ids)
+            total, sums_n = fused_sums(hidden_SD, self.weight, self.bias, fused)
+            totals.append(total)
+            values.append(sums_n)
+        by = divisor(batch, request.denominator)
+        return torch.stack(totals).sum() / by, torch.cat(values) / by
+
+    def _check_whole(self) -> None:
+        if isinstance(self.weight, DTensor) or not self.weight.numel():
+            raise UsageError(
+                "the head's weight is sharded: the head was called outside the model's forward",
+                where="DistillHead",
+                expected="a whole weight, as it is inside the forward of a sharded model",
+                got=f"{type(self.weight).__name__} of {tuple(self.weight.shape)}",
+                todo="call model(**inputs, distill=request) on the wrapped model; tensor "
+                "parallelism of the output layer is not supported",
+            )
+
+
+def _with_request(forward: Any) -> Any:
+    """The forward of a model that knows the keyword ``distill``."""
+
+    def forward_or_losses(
+        self: Any, *args: Any, distill: Request | None = None, **kwargs: Any
+    ) -> Any:
+        if distill is None:
+            return forward(*args, **kwargs)
+        head = self.get_output_embeddings()
+        if not isinstance(head, DistillHead):
+            raise _unfit(self, f"its output layer has become a {type(head).__name__}")
+        with head.capture() as captured:
+            output = forward(*args, **kwargs)
+        loss, values_n = head(captured[0], distill)
+        extra = auxiliary_loss(self, output, distill.batch, denominator=distill.denominator)
+        return DistillOutput(loss=loss if extra is None else loss + extra, values_n=values_n)
+
+    return forward_or_losses
+
+
+def auxiliary_loss(
+    model: Any, output: Any, batch: Batch, *, denominator: Tensor | float | None
+) -> Tensor | None:
+    """A batch's share of the step's load-balancing loss of a mixture of experts; None without one.
+
+    transformers computes it where ``output_router_logits`` is set. Micro-batches count by their
+    scored positions.
+    """
+    found = getattr(output, "aux_loss", None)
+    if not isinstance(found, Tensor):
+        return None
+    share = max(len(batch.signal), 1) / divisor(batch, denominator)
+    return model.config.get_text_config().router_aux_loss_coef * share * found  # type: ignore[no-any-return]
+
+
+def _unfit(model: Any, why: str) -> UsageError:
+    return UsageError(
+        "the fused head does not fit this model",
+        where=type(model).__name__,
+        expected="a plain nn.Linear as output layer, whose logits are at most scaled and capped",
+        got=why,
+        todo="set fused to false, or leave the output layer out of the adapter's target modules",
+    )

@@ -1,0 +1,103 @@
+"""What a model does to the logits of its output layer, found by trying.
+
+Some architectures scale them (Cohere, Granite), some cap them softly (Gemma). The names in their
+configurations differ, so the output layer is made to answer known numbers, and the model's logits
+say what became of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kdstore.errors import UsageError
+from kdstore.teachers.probe import close, probe_ids
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_SMALL = 2.0**-10
+_HUGE = 1e6
+_GRID = (_SMALL, _HUGE, 1.0, -1.0, 7.0, -30.0, 100.0, -1000.0)  # as many as probe tokens
+
+
+@dataclass(frozen=True)
+class LogitMap:
+    """logits = cap · tanh(scale · z / cap), or scale · z without a cap."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def apply_(self, values: Tensor) -> Tensor:
+        """The logits of the output layer's answers, in their place."""
+        if self.scale != 1:
+            values.mul_(self.scale)
+        if self.cap is not None:
+            values.div_(self.cap).tanh_().mul_(self.cap)
+        return values
+
+    def backward_(self, grad: Tensor, logits: Tensor) -> Tensor:
+        """The gradient for the output layer's answers, in the place of that for the logits."""
+        if self.cap is not None:
+            grad.mul_(1 - (logits / self.cap).square_())
+        return grad if self.scale == 1 else grad.mul_(self.scale)
+
+
+@torch.no_grad()
+def measure_logit_map(model: Any, layer: nn.Module) -> LogitMap:
+    """How ``model`` turns the answers of its output layer into logits.
+
+    Raises UsageError if that is no scale and soft cap, or if the layer is not called as expected.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        return _measure(model, layer)
+    finally:
+        model.train(was_training)
+
+
+def _measure(model: Any, layer: nn.Module) -> LogitMap:
+    ids = probe_ids(model.device)
+    asked: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda _module, _args, answer: asked.append(answer))
+    whole = model(input_ids=ids, use_cache=False).logits[0]
+    hook.remove()
+    if len(asked) != 1 or asked[0].shape[-2:] != whole.shape:
+        raise _unfit(model, f"{len(asked)} calls of the output layer")
+    grid = torch.tensor(_GRID, device=whole.device)
+    answer = grid[None, :, None].expand(1, -1, whole.shape[1])
+    hook = layer.register_forward_hook(lambda *_: answer.clone())
+    found = model(input_ids=ids, use_cache=False).logits[0].float()
+    hook.remove()
+    logit_map = _fit(model, found[:, 0])
+    expected = logit_map.apply_(grid.clone())
+    same = torch.isclose(found, expected[:, None], rtol=1e-2 if _is_coarse(whole) else 1e-4)
+    if not same.all() or not close(logit_map.apply_(asked[0][0].float()), whole):
+        raise _unfit(model, "its logits are no scaled and capped answers of the output layer")
+    return logit_map
+
+
+def _fit(model: Any, found: Tensor) -> LogitMap:
+    scale = found[0].item() / _SMALL
+    if not scale > 0:
+        raise _unfit(model, f"a scale of {scale}")
+    capped = found[1].item() < scale * _HUGE / 2
+    return LogitMap(scale, found[1].item() if capped else None)
+
+
+def _is_coarse(logits: Tensor) -> bool:
+    return logits.dtype in (torch.bfloat16, torch.float16)
+
+
+def _unfit(model: Any, why: str) -> UsageError:
+    return UsageError(
+        "the fused head does not fit this model",
+        where=type(model).__name__,
+        expected="one output layer, whose answers are at most scaled and capped",
+        got=why,
+        todo="set fused to false",
+    )
