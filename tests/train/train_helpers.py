@@ -100,14 +100,14 @@ def one_sample_batch(signal: SparseSignal, labels: NDArray[Any] | None = None) -
     return Collator()([Sample("one", tokens, runs=runs, signal=signal)])
 
 
-def tiny_model(seed: int = 0) -> LlamaForCausalLM:
+def tiny_model(seed: int = 0, config: LlamaConfig | None = None) -> LlamaForCausalLM:
     """A Llama of one layer, 16 wide, on ``V`` tokens, with weights of a visible size."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(tiny_config())
+    return LlamaForCausalLM(config or tiny_config())
 
 
-def tiny_config() -> LlamaConfig:
-    """Its configuration."""
+def tiny_config(**changes: Any) -> LlamaConfig:
+    """Its configuration, with some values changed."""
     return LlamaConfig(
         vocab_size=V,
         hidden_size=16,
@@ -120,6 +120,7 @@ def tiny_config() -> LlamaConfig:
         bos_token_id=None,
         eos_token_id=None,
         use_cache=False,
+        **changes,
     )
 
 
