@@ -34,32 +34,13 @@ from kdstore.train.objective import Part
 class FusedPart:
     """The losses of one teacher's signal, and how to get from hidden states to logits.
 
-    ``weights`` has one number a loss; ``chunk_tokens`` and ``num_ids`` are `DistillHead`'s.
+    ``weights`` has one number a loss; ``chunk_tokens`` is `DistillHead`'s.
     """
 
     part: Part
     weights: Sequence[float]
     logit_map: LogitMap
     chunk_tokens: int | None = None
-    num_ids: int | None = None
-
-    def check(self, *, vocab_size: int) -> None:
-        """SignalError if an id that is read is no column of the logits, or is padding."""
-        self.part.places.check(vocab_size=min(vocab_size, self.num_ids or vocab_size))
-
-    def mapped_(self, answers_CV: Tensor) -> Tensor:
-        """The logits of a chunk, in the place of the output layer's answers."""
-        logits = self.logit_map.apply_(answers_CV)
-        if self.num_ids is not None:
-            logits[:, self.num_ids :] = -torch.inf
-        return logits
-
-    def unmapped_(self, grad_CV: Tensor, logits_CV: Tensor) -> Tensor:
-        """The gradient for the output layer's answers, in the place of that for the logits."""
-        grad = self.logit_map.backward_(grad_CV, logits_CV)
-        if self.num_ids is not None:
-            grad[:, self.num_ids :] = 0
-        return grad
 
     def sums(self, block: Block, reads: Sequence[Read]) -> Tensor:
         """[n]: each loss's sum over a block."""
@@ -84,10 +65,13 @@ def fused_sums(
 ) -> tuple[Tensor, Tensor]:
     """Σ weight · loss over all positions, with a graph, and each loss's sum [n], without.
 
+    Raises SignalError if an id that is read is no column of the logits, or is padding.
+
     float32 (float64 for a float64 weight) whatever the dtype of the rest. Under autocast products
     are in its dtype, as those of nn.Linear would be. Backward can be called once.
     """
-    fused.check(vocab_size=len(weight_VD))
+    vocab_size = len(weight_VD)
+    fused.part.places.check(vocab_size=min(vocab_size, fused.logit_map.num_ids or vocab_size))
     if not torch.is_grad_enabled():  # inside the function, inputs look as if they wanted gradients
         hidden_SD, weight_VD = hidden_SD.detach(), weight_VD.detach()
         bias_V = None if bias_V is None else bias_V.detach()
@@ -157,14 +141,14 @@ class _Work:
         """[n]: the losses' sums over a block, whose gradients are added to the others'."""
         hidden_CD = self.hidden_SD[block.rows]
         answers = linear(hidden_CD, self.weight_VD, self.bias_V).to(self.dtype)
-        logits = fused.mapped_(answers)
+        logits = fused.logit_map.apply_(answers)
         readings = fused.part.readings
         reads = [read_block(logits, block, reading) for reading in readings]
         if not any(one is not None for one in self.grads):
             return fused.sums(block, reads)
         sums_n, wanted = fused.grads(block, reads)
         grad = total_grad(logits, block, readings, reads, wanted)
-        self._add_grads(block, hidden_CD, fused.unmapped_(grad, logits))
+        self._add_grads(block, hidden_CD, fused.logit_map.backward_(grad, logits))
         return sums_n
 
     def _add_grads(self, block: Block, hidden_CD: Tensor, grad_CV: Tensor) -> None:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,26 @@ if TYPE_CHECKING:
     from kdstore.readers.collate import Batch
 
 
+class HeadRequest(Protocol):
+    """Something that a model is asked for instead of logits."""
+
+    def answer(self, head: DistillHead, hidden_TD: Tensor) -> tuple[Tensor, ...]:
+        """Made of the hidden states of all the batch's tokens, while the head's weight is whole."""
+        ...
+
+    def output(self, model: Any, answer: tuple[Tensor, ...], output: Any) -> ModelOutput:
+        """What the model's forward returns, given what it would have returned, without logits."""
+        ...
+
+
+@dataclass
+class DistillOutput(ModelOutput):  # type: ignore[misc]
+    """``loss`` to call backward on, auxiliary losses in it; ``values_n``: each loss, unweighted."""
+
+    loss: Tensor | None = None
+    values_n: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Request:
     """What the head is asked for: an objective's losses of a batch, over ``denominator``.
@@ -44,13 +64,25 @@ class Request:
     progress: float = 0.0
     denominator: Tensor | float | None = None
 
+    def answer(self, head: DistillHead, hidden_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ weight · loss, and each loss [n], unweighted."""
+        weights = self.objective.weights(self.progress)
+        totals, values = [], []
+        for part in self.objective.parts(self.batch, progress=self.progress):
+            mine, weights = weights[: len(part.losses)], weights[len(part.losses) :]
+            fused = FusedPart(part, mine, head.logit_map, head.chunk_tokens)
+            hidden_SD = hidden_TD.index_select(0, part.batch.logit_rows_S)
+            total, sums_n = fused_sums(hidden_SD, head.weight, head.bias, fused)
+            totals.append(total)
+            values.append(sums_n)
+        by = divisor(self.batch, self.denominator)
+        return torch.stack(totals).sum() / by, torch.cat(values) / by
 
-@dataclass
-class DistillOutput(ModelOutput):  # type: ignore[misc]
-    """``loss`` to call backward on, auxiliary losses in it; ``values_n``: each loss, unweighted."""
-
-    loss: Tensor | None = None
-    values_n: Tensor | None = None
+    def output(self, model: Any, answer: tuple[Tensor, ...], output: Any) -> DistillOutput:
+        """The losses, with the auxiliary one of a mixture of experts."""
+        loss, values_n = answer
+        extra = auxiliary_loss(model, output, self.batch, denominator=self.denominator)
+        return DistillOutput(loss=loss if extra is None else loss + extra, values_n=values_n)
 
 
 class DistillHead(nn.Linear):
@@ -65,7 +97,6 @@ class DistillHead(nn.Linear):
 
     logit_map: LogitMap
     chunk_tokens: int | None
-    num_ids: int | None
     _captured: list[Tensor] | None = None
 
     @classmethod
@@ -80,15 +111,15 @@ class DistillHead(nn.Linear):
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         layer = model.get_output_embeddings()
         if isinstance(layer, DistillHead):
-            layer.chunk_tokens, layer.num_ids = chunk_tokens, num_ids
-            return layer
-        if type(layer) is not nn.Linear:
+            head = layer
+        elif type(layer) is not nn.Linear:
             raise _unfit(model, f"its output layer is a {type(layer).__name__}")
-        head = cls._taking_over(layer)
-        head.logit_map = measure_logit_map(model, layer)
-        head.chunk_tokens, head.num_ids = chunk_tokens, num_ids
-        model.set_output_embeddings(head)
-        model.forward = MethodType(_with_request(model.forward), model)
+        else:
+            head = cls._taking_over(layer)
+            head.logit_map = measure_logit_map(model, layer)
+            model.set_output_embeddings(head)
+            model.forward = MethodType(_with_request(model.forward), model)
+        head.chunk_tokens, head.logit_map = chunk_tokens, replace(head.logit_map, num_ids=num_ids)
         return head
 
     @classmethod
@@ -109,32 +140,21 @@ class DistillHead(nn.Linear):
         finally:
             self._captured = None
 
-    def forward(self, hidden: Tensor, request: Request | None = None) -> Any:
-        """Logits [..., V]; with a request, the total loss and each loss [n], unweighted.
-
-        ``hidden`` [..., D] are then those of all the batch's tokens.
-        """
+    def forward(self, hidden: Tensor, request: HeadRequest | None = None) -> Any:
+        """Logits [..., V]; with a request, its answer, for which ``hidden`` is of a whole batch."""
         if self._captured is not None:
             self._captured.append(hidden)
             return hidden.new_zeros((*hidden.shape[:-1], 1))
         if request is None:
             return super().forward(hidden)
         self._check_whole()
-        return self._losses(hidden.reshape(-1, hidden.shape[-1]), request)
+        return request.answer(self, hidden.reshape(-1, hidden.shape[-1]))
 
-    def _losses(self, hidden_TD: Tensor, request: Request) -> tuple[Tensor, Tensor]:
-        objective, batch = request.objective, request.batch
-        weights = objective.weights(request.progress)
-        totals, values = [], []
-        for part in objective.parts(batch, progress=request.progress):
-            mine, weights = weights[: len(part.losses)], weights[len(part.losses) :]
-            hidden_SD = hidden_TD.index_select(0, part.batch.logit_rows_S)
-            fused = FusedPart(part, mine, self.logit_map, self.chunk_tokens, self.num_ids)
-            total, sums_n = fused_sums(hidden_SD, self.weight, self.bias, fused)
-            totals.append(total)
-            values.append(sums_n)
-        by = divisor(batch, request.denominator)
-        return torch.stack(totals).sum() / by, torch.cat(values) / by
+    def logits(self, hidden_CD: Tensor) -> Tensor:
+        """The model's logits [C, V] of a few hidden states, in float32 at least."""
+        answers = super().forward(hidden_CD)
+        wide = answers if answers.dtype == torch.float64 else answers.float()
+        return self.logit_map.apply_(wide)
 
     def _check_whole(self) -> None:
         if isinstance(self.weight, DTensor) or not self.weight.numel():
@@ -152,7 +172,7 @@ def _with_request(forward: Any) -> Any:
     """The forward of a model that knows the keyword ``distill``."""
 
     def forward_or_losses(
-        self: Any, *args: Any, distill: Request | None = None, **kwargs: Any
+        self: Any, *args: Any, distill: HeadRequest | None = None, **kwargs: Any
     ) -> Any:
         if distill is None:
             return forward(*args, **kwargs)
@@ -161,9 +181,7 @@ def _with_request(forward: Any) -> Any:
             raise _unfit(self, f"its output layer has become a {type(head).__name__}")
         with head.capture() as captured:
             output = forward(*args, **kwargs)
-        loss, values_n = head(captured[0], distill)
-        extra = auxiliary_loss(self, output, distill.batch, denominator=distill.denominator)
-        return DistillOutput(loss=loss if extra is None else loss + extra, values_n=values_n)
+        return distill.output(self, head(captured[0], distill), output)
 
     return forward_or_losses
 

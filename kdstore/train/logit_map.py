@@ -26,23 +26,28 @@ _GRID = (_SMALL, _HUGE, 1.0, -1.0, 7.0, -30.0, 100.0, -1000.0)  # as many as pro
 
 @dataclass(frozen=True)
 class LogitMap:
-    """logits = cap · tanh(scale · z / cap), or scale · z without a cap."""
+    """logits = cap · tanh(scale · z / cap), without a cap scale · z; -inf from ``num_ids`` on."""
 
     scale: float = 1.0
     cap: float | None = None
+    num_ids: int | None = None
 
-    def apply_(self, values: Tensor) -> Tensor:
-        """The logits of the output layer's answers, in their place."""
+    def apply_(self, answers: Tensor) -> Tensor:
+        """The logits of the output layer's answers [..., V], in their place."""
         if self.scale != 1:
-            values.mul_(self.scale)
+            answers.mul_(self.scale)
         if self.cap is not None:
-            values.div_(self.cap).tanh_().mul_(self.cap)
-        return values
+            answers.div_(self.cap).tanh_().mul_(self.cap)
+        if self.num_ids is not None:
+            answers[..., self.num_ids :] = -torch.inf
+        return answers
 
     def backward_(self, grad: Tensor, logits: Tensor) -> Tensor:
         """The gradient for the output layer's answers, in the place of that for the logits."""
         if self.cap is not None:
             grad.mul_(1 - (logits / self.cap).square_())
+        if self.num_ids is not None:
+            grad[..., self.num_ids :] = 0
         return grad if self.scale == 1 else grad.mul_(self.scale)
 
 

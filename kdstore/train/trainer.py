@@ -17,7 +17,7 @@ from kdstore.errors import StoreMismatchError, UsageError
 from kdstore.readers.sampler import EpochSampler
 from kdstore.readers.store import Store
 from kdstore.sample import Sample
-from kdstore.train.evaluate import metrics_of_sums, nll_sums
+from kdstore.train.evaluate import evaluation_sums, metrics_of_sums
 from kdstore.train.objective import Objective
 from kdstore.train.student import longest_sequence
 
@@ -178,7 +178,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         samples = self.eval_dataset if eval_dataset is None else eval_dataset
         if samples is None:
             raise UsageError("nothing to evaluate", todo="pass eval_dataset")
-        sums = nll_sums(
+        sums = evaluation_sums(
             self.model_wrapped,
             samples,
             batch_size=self.args.per_device_eval_batch_size,

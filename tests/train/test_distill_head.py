@@ -231,13 +231,13 @@ def test_vocabulary_padding_counts_as_nothing():
     expected = plain(model, batch, objective)
     model = make_model("softcap")
     model.resize_token_embeddings(V + 5, mean_resizing=False)
-    head = DistillHead.attach(model, num_ids=V)
+    DistillHead.attach(model, num_ids=V)
     found = fused(model, batch, objective)
     torch.testing.assert_close(found[0], expected[0])
     weight_grad = found[2]["model.embed_tokens.weight"]
     assert not weight_grad[V:].any()
     torch.testing.assert_close(weight_grad[:V], expected[2]["model.embed_tokens.weight"])
-    head.num_ids = V - 3
+    DistillHead.attach(model, num_ids=V - 3)
     with pytest.raises(SignalError, match=f"ids from 0 to {V - 4}"):
         fused(model, batch, objective)
 

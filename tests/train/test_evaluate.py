@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,22 @@ import torch
 
 from kdstore.errors import UsageError
 from kdstore.sample import Sample
-from kdstore.train.evaluate import evaluate_model, metrics_of_sums, nll_sums
-from tests.train.train_helpers import log_softmax, sample_of, tiny_model
+from kdstore.signal import SparseSignal
+from kdstore.train.evaluate import (
+    _NUM_SUMS,
+    evaluate_model,
+    evaluation_sums,
+    metrics_of_sums,
+)
+from kdstore.train.head import DistillHead
+from tests.train.train_helpers import (
+    V,
+    full_signal,
+    log_softmax,
+    sample_of,
+    tiny_model,
+    topk_signal,
+)
 
 SAMPLES = [
     sample_of(9, ((1, 9),), seed=0, name="whole"),
@@ -44,9 +59,9 @@ def test_equals_hand_computed_cross_entropy(batch_size):
 def test_ranks_share_the_batches(world_size):
     """Each counts its own; together they are the whole, also when batches do not divide."""
     model = tiny_model()
-    whole = nll_sums(model, SAMPLES, batch_size=1)
+    whole = evaluation_sums(model, SAMPLES, batch_size=1)
     parts = [
-        nll_sums(model, SAMPLES, batch_size=1, rank=rank, world_size=world_size)
+        evaluation_sums(model, SAMPLES, batch_size=1, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     torch.testing.assert_close(sum(parts), whole)
@@ -64,7 +79,7 @@ def test_ranks_run_the_model_equally_often():
 
     models = [Counting() for _ in range(3)]
     for rank, model in enumerate(models):
-        nll_sums(model, SAMPLES, batch_size=1, rank=rank, world_size=3)
+        evaluation_sums(model, SAMPLES, batch_size=1, rank=rank, world_size=3)
     assert [model.calls for model in models] == [2, 2, 2]
 
 
@@ -80,4 +95,75 @@ def test_nothing_scored_is_refused():
 
 
 def test_a_hopeless_model_has_infinite_perplexity():
-    assert metrics_of_sums(torch.tensor([9000.0, 1.0]))["perplexity"] == math.inf
+    sums = torch.zeros(_NUM_SUMS)
+    sums[:2] = torch.tensor([9000.0, 1.0])
+    assert metrics_of_sums(sums)["perplexity"] == math.inf
+
+
+def with_signal(sample: Sample, kind: str) -> Sample:
+    """The sample with a signal of a random teacher."""
+    rng = np.random.default_rng(len(sample.sample_id))
+    teacher = 2 * rng.normal(size=(sample.num_scored, V))
+    made = {
+        "topk": lambda: topk_signal(teacher, 3),
+        "full": lambda: full_signal(teacher),
+        "pps": lambda: replace(full_signal(teacher), selection="pps:tau=0.06"),
+        "counts": lambda: replace(full_signal(teacher), selection="counts:n=50"),
+    }
+    return replace(sample, signal=made[kind]())
+
+
+def by_hand(model, samples: list[Sample], kind: str) -> dict[str, float]:
+    """The metrics from dense float64 rows, one position at a time."""
+    found, hits = {"kl": [], "top1_agreement": [], "acceptance": []}, []
+    for sample in samples:
+        teacher = 2 * np.random.default_rng(len(sample.sample_id)).normal(
+            size=(sample.num_scored, V)
+        )
+        tokens = torch.from_numpy(sample.input_ids_T[None].astype(np.int64))
+        with torch.no_grad():
+            logs = log_softmax(model(input_ids=tokens).logits[0].numpy())
+        for row, t in zip(log_softmax(teacher), sample.positions_S, strict=True):
+            s, p = np.exp(logs[t - 1]), np.exp(row)
+            keep = np.argsort(-p)[: 3 if kind == "topk" else V]
+            p = np.append(p[keep], 1 - p[keep].sum() if kind == "topk" else 1e-300)
+            q = np.append(s[keep], 1 - s[keep].sum() if kind == "topk" else 1e-300)
+            found["kl"].append((p * np.log(p / q)).sum())
+            found["acceptance"].append(np.minimum(p, q).sum())
+            found["top1_agreement"].append(row.argmax() == s.argmax())
+            hits.append((s.max(), s.argmax() == sample.input_ids_T[t]))
+    confidence, right = np.array(hits, dtype=float).T
+    bins = np.minimum((confidence * 15).astype(int), 14)
+    gaps = [abs((confidence - right)[bins == b].sum()) for b in range(15)]
+    return {"ece": sum(gaps) / len(bins)} | {name: np.mean(v) for name, v in found.items()}
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["logits", "head"])
+@pytest.mark.parametrize("kind", ["topk", "full", "pps", "counts"])
+def test_agreement_with_the_teacher(kind, fused):
+    """Also a block of rows at a time, from hidden states; what a draw cannot tell is left out."""
+    model, samples = tiny_model(), [with_signal(sample, kind) for sample in SAMPLES]
+    expected = by_hand(model, samples, kind)
+    if kind in ("pps", "counts"):
+        del expected["acceptance"]
+    if kind == "counts":
+        del expected["top1_agreement"]
+    if fused:
+        DistillHead.attach(model)
+    metrics = evaluate_model(model, samples)
+    assert metrics.keys() - {"loss", "perplexity", "num_tokens"} == expected.keys()
+    for name, value in expected.items():
+        rounding = 0.01 if name == "kl" else 1e-5  # a draw's KL is by an entropy to 0.02
+        assert metrics[name] == pytest.approx(value, abs=rounding), name
+
+
+def test_a_draw_without_a_head_has_no_known_top():
+    """Entries that share the tail's weight are alike: which the teacher prefers is not known."""
+    signal = SparseSignal.from_arrays(
+        "pps:tau=0.5", [0, 2, 4], [1, 2, 3, 4], np.log([0.5, 0.5, 0.9, 0.1])
+    )
+    sample = Sample("one", np.zeros(3, np.int32), runs=((1, 3),), signal=signal)
+    model = tiny_model()
+    sums = evaluation_sums(model, [sample], batch_size=1)
+    assert sums[5] == 1
+    assert "kl" not in metrics_of_sums(sums)  # no entropy is stored
