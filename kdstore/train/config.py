@@ -159,7 +159,7 @@ class TrainConfig:
     cache_dir: str | None = None
     cache_bytes: int | None = None
     student: StudentConfig
-    loader: BatchConfig = BatchConfig(batch_size=DEFAULT_BATCH_SIZE)
+    loader: BatchConfig = field(default_factory=lambda: BatchConfig(batch_size=DEFAULT_BATCH_SIZE))
     losses: dict[str, float] = field(default_factory=lambda: {"forward_kl": 1.0})
     lora: LoraConfig | None = None
     freeze: list[str] = field(default_factory=list)

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 import kdstore
 from kdstore.errors import KDStoreError, UsageError
 from kdstore.inputs import InputConfig
+from kdstore.readers.batches import BatchConfig
 from kdstore.train.heldout import read_held_out
 from kdstore.train.sources import open_data, stores_of
 from kdstore.train.student import (
@@ -89,12 +90,10 @@ def _batches(config: TrainConfig, data: Samples | Mixture) -> dict[str, Any]:
     # Until DistillTrainer takes `loader`, when all of this becomes
     # {"train_dataset": data, "loader": config.loader_options}.
     loader = config.loader
-    known = {"batch_size": loader.batch_size, "pack": loader.pack, "max_length": loader.max_length}
-    same = type(loader)(**known) if loader.batch_size else None
-    if loader != same or config.mixture is not None:
+    plain = BatchConfig(batch_size=loader.batch_size or 1)
+    if loader != plain or config.mixture is not None:
         raise UsageError("the trainer does not take this yet", where="loader", got=loader)
-    collate = kdstore.Collator(pack=loader.pack, max_length=loader.max_length)
-    return {"train_dataset": data, "data_collator": collate}
+    return {"train_dataset": data, "data_collator": kdstore.Collator()}
 
 
 def training_arguments(config: TrainConfig) -> TrainingArguments:

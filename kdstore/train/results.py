@@ -24,7 +24,6 @@ def measure(config: TrainConfig, watch: TrainingWatch, history: History) -> dict
     """Tokens, time and speed of this session; first and last value logged of each loss."""
     lines = lines_of(history, ["loss", *config.losses])
     return {
-        "train_steps": watch.steps,
         "train_tokens": watch.tokens,
         "train_seconds": round(watch.seconds, 3),
         "tokens_per_second": round(watch.tokens / max(watch.seconds, 1e-9), 1),

@@ -22,11 +22,11 @@ def run_training(
     """Train, evaluate, save; the figures that are also in ``output_dir/metrics.json``.
 
     The folder then holds the student, its tokenizer, ``metrics.json``, ``history.jsonl`` (what was
-    logged) and ``curves.png``. Figures: ``steps`` and ``train_loss``; ``train_steps``,
-    ``train_tokens``, ``train_seconds`` and ``tokens_per_second`` of this session; ``losses``, first
-    and last; what it was trained on; with `eval`, ``eval_loss`` (nats per token),
-    ``eval_perplexity`` and ``eval_num_tokens``. ``resume`` continues from the last checkpoint in
-    the folder. Raises UsageError, StoreNotFoundError, StoreMismatchError or InputError.
+    logged) and ``curves.png``. Figures: ``steps``, ``epoch`` and ``train_loss``; ``train_tokens``,
+    ``train_seconds`` and ``tokens_per_second`` of this session; ``losses``, first and last; what it
+    was trained on; with `eval`, ``eval_loss`` (nats per token), ``eval_perplexity`` and
+    ``eval_num_tokens``. ``resume`` continues from the last checkpoint in the folder. Raises
+    UsageError, StoreNotFoundError, StoreMismatchError or InputError.
     """
     prepared = prepare(config, quiet=quiet)
     watch = TrainingWatch(TokenMeter(prepared.model), shown=config.losses, quiet=quiet)
@@ -40,6 +40,7 @@ def run_training(
     history = trainer.state.log_history
     metrics = {
         "steps": result.global_step,
+        "epoch": trainer.state.epoch,
         "train_loss": result.training_loss,
         **measure(config, watch, history),
         **describe_data(prepared.data),

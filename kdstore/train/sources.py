@@ -64,8 +64,11 @@ def describe_data(data: Samples | Mixture) -> dict[str, Any]:
 
 
 def _open(url: str | list[str], config: TrainConfig) -> Samples:
-    cache = {"cache_dir": config.cache_dir, "cache_bytes": config.cache_bytes}
-    samples: Samples = kdstore.open(url, **cache)  # type: ignore[call-overload]
+    samples: Samples = kdstore.open(
+        url,
+        cache_dir=config.cache_dir,
+        cache_bytes=config.cache_bytes,
+    )
     if not len(samples):
         raise UsageError(
             "the store has no committed samples",

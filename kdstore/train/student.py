@@ -38,7 +38,7 @@ def build_student(config: StudentConfig, *, seed: int) -> nn.Module:
             architecture = AutoConfig.from_pretrained(config.config)
             return AutoModelForCausalLM.from_config(architecture, **options)  # type: ignore[no-any-return]
         model = AutoModelForCausalLM.from_pretrained(config.source, **options)
-    return model if config.layers is None else prune_layers(model, config.layers)  # type: ignore[no-any-return]
+    return model if config.layers is None else prune_layers(model, config.layers)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -45,7 +46,7 @@ def add_adapters(model: Any, config: LoraConfig) -> nn.Module:
         raise MissingDependencyError(
             "adapters need peft", where="lora", todo="pip install kdstore[peft]"
         ) from error
-    options = {name: value for name, value in vars(config).items()}
+    options = asdict(config)
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
         lora_alpha=options.pop("alpha"),
@@ -53,7 +54,7 @@ def add_adapters(model: Any, config: LoraConfig) -> nn.Module:
         **options,
     )
     try:
-        return peft.get_peft_model(model, settings)  # type: ignore[no-any-return]
+        return peft.get_peft_model(model, settings)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UsageError("peft refuses these adapters", where="lora", got=str(error)) from error
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import TrainerCallback
 
@@ -42,12 +41,12 @@ class TokenMeter:
 class TrainingWatch(TrainerCallback):  # type: ignore[misc]
     """Draws a run's progress: steps, losses, tokens per second of all processes, time left.
 
-    Afterwards, ``steps``, ``tokens`` and ``seconds`` are those of this session: without what a run
-    that it goes on from has done.
+    Afterwards, ``tokens`` and ``seconds`` are those of this session: without what a run that it
+    goes on from has done.
     """
 
     def __init__(self, meter: TokenMeter, *, shown: Iterable[str], quiet: bool) -> None:
-        self.steps, self.seconds = 0, 0.0
+        self.seconds = 0.0
         self._meter, self._shown, self._quiet = meter, ("loss", *shown), quiet
         self._ranks = 1
         self._progress: Progress | None = None
@@ -72,7 +71,6 @@ class TrainingWatch(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count a step."""
-        self.steps += 1
         if self._progress is not None:
             self._progress.advance(1)
 
