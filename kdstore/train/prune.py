@@ -83,10 +83,7 @@ def _layer_list(model: Any) -> str:
 
 
 def _shorter(config: Any, kept: Sequence[int]) -> Any:
-    """The configuration with the kept layers, in every list that has one item for each.
-
-    Raises ValueError if it would be another one when it is saved and loaded.
-    """
+    """The configuration with the kept layers, in every list that has one item for each."""
     shorter = copy.deepcopy(config)
     text = shorter.get_text_config()
     for name, value in vars(text).items():
@@ -94,9 +91,6 @@ def _shorter(config: Any, kept: Sequence[int]) -> Any:
         if isinstance(value, list) and len(value) == text.num_hidden_layers and "token" not in name:
             setattr(text, name, [value[number] for number in kept])
     text.num_hidden_layers = len(kept)
-    loaded = type(shorter).from_dict(shorter.to_dict())
-    if loaded.to_dict() != shorter.to_dict():
-        raise ValueError("a configuration of so few layers loads as another one")
     return shorter
 
 

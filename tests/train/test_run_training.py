@@ -163,7 +163,10 @@ def test_a_smaller_vocabulary_is_refused(configured, teacher_dir, tmp_path):
     ("override", "message"),
     [
         ("student.config=nowhere", r"cannot be loaded\n  where: student.config: nowhere"),
-        ("student.attn_implementation=fast", r"student.attn_implementation: fast\n.*\n  got: .*fast"),
+        (
+            "student.attn_implementation=fast",
+            r"student.attn_implementation: fast\n.*\n  got: .*fast",
+        ),
         ("training.lr_scheduler_type=square", "transformers refuses the training arguments"),
         ("training.label_smoothing_factor=0.1", "label_smoothing_factor does not work"),
         ("freeze=[nothing.*]", r"a pattern matches no parameter\n  where: freeze: 'nothing"),
