@@ -50,13 +50,14 @@ def dry_run(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any]:
         trainer = make_trainer(config, prepared, callbacks=[step])
         total, trained = count_parameters(prepared.model)
         trainer.train()
+        names = ("loss", *config.losses)
         figures = {
             **describe_data(prepared.data),
             "parameters": total,
             "parameters_trained": trained,
             "steps_planned": trainer.state.max_steps,
             "batch_shapes": [list(shape) for shape in meter.shapes],
-            "losses": {name: step.logs[name] for name in ("loss", *trainer.loss_weights)},
+            "losses": {name: step.logs[name] for name in names if name in step.logs},
             "step_seconds": round(step.seconds, 3),
             "tokens_per_second": round(meter.tokens / max(step.seconds, 1e-9), 1),
         }

@@ -93,6 +93,7 @@ class TrainingWatch(TrainerCallback):  # type: ignore[misc]
         self.seconds = time.monotonic() - self._began_s
         if self._progress is not None:
             self._progress.close()
+        self._progress = None  # what is evaluated at the end stands in the summary
 
     def _rate(self) -> float:
         """Tokens per second since the last log."""

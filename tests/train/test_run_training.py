@@ -15,7 +15,7 @@ from kdstore.inputs import InputConfig
 from kdstore.train.evaluate import evaluate_model
 from kdstore.train.heldout import read_held_out
 from kdstore.train.run import run_training
-from kdstore.train.student import build_student
+from kdstore.train.student import build_student, check_architecture
 from tests.train.train_helpers import parameters_of
 
 
@@ -181,3 +181,16 @@ def test_what_cannot_work_is_refused(configured, override, message):
 def test_the_attention_is_chosen(configured):
     config = configured("student.attn_implementation=eager").student
     assert build_student(config, seed=0).config._attn_implementation == "eager"
+
+
+def test_probes_run_without_the_devices_attention(configured):
+    """A kernel of the GPU cannot be probed on the CPU, where students are loaded."""
+    model = build_student(configured("student.attn_implementation=flex_attention").student, seed=0)
+    used = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args: used.append(module.config._attn_implementation)
+    )
+    check_architecture(model, pack=True)
+    handle.remove()
+    assert set(used) == {"sdpa"}
+    assert model.config._attn_implementation == "flex_attention"
