@@ -33,6 +33,7 @@ TRAINING_DEFAULTS = {
     "disable_tqdm": True,  # its bar would stand beside ours
     "report_to": "none",
     "logging_steps": 10,
+    "logging_first_step": True,
     "logging_nan_inf_filter": False,  # it would report a loss of NaN as the last finite one
 }
 DEFAULT_BATCH_SIZE = 8

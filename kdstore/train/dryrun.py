@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from kdstore.sample import Sample
@@ -46,7 +47,7 @@ def dry_run(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any]:
         training = {**config.training, **_NOTHING_ELSE, "output_dir": folder}
         config = replace(config, training=training)
         prepared = prepare(config, quiet=quiet)
-        meter, step = TokenMeter(prepared.model), OneStep()
+        meter, step, shapes = TokenMeter(prepared.model), OneStep(), _shapes_of(prepared.model)
         trainer = make_trainer(config, prepared, callbacks=[step])
         total, trained = count_parameters(prepared.model)
         trainer.train()
@@ -56,7 +57,7 @@ def dry_run(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any]:
             "parameters": total,
             "parameters_trained": trained,
             "steps_planned": trainer.state.max_steps,
-            "batch_shapes": [list(shape) for shape in meter.shapes],
+            "batch_shapes": shapes,
             "losses": {name: step.logs[name] for name in names if name in step.logs},
             "step_seconds": round(step.seconds, 3),
             "tokens_per_second": round(meter.tokens / max(step.seconds, 1e-9), 1),
@@ -87,6 +88,18 @@ class OneStep(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the figures."""
         self.logs |= kwargs["logs"]
+
+
+def _shapes_of(model: nn.Module) -> list[list[int]]:
+    """A list that will have [rows, tokens] of each batch that the model is trained on."""
+    shapes: list[list[int]] = []
+
+    def see(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if module.training:
+            shapes.append(list(kwargs["input_ids"].shape))
+
+    model.register_forward_pre_hook(see, with_kwargs=True)
+    return shapes
 
 
 def _evaluate_one(trainer: DistillTrainer, held_out: list[Sample]) -> dict[str, float]:

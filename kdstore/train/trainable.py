@@ -54,7 +54,7 @@ def add_adapters(model: Any, config: LoraConfig) -> nn.Module:
         **options,
     )
     try:
-        return peft.get_peft_model(model, settings)
+        return peft.get_peft_model(model, settings)  # type: ignore[no-any-return]
     except (ValueError, TypeError, RuntimeError) as error:
         raise UsageError("peft refuses these adapters", where="lora", got=str(error)) from error
 

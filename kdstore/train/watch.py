@@ -1,4 +1,4 @@
-"""What a run shows while it trains, and what it counts: tokens, time, and a first batch's shape."""
+"""What a run shows while it trains, and what it counts: tokens and time."""
 
 from __future__ import annotations
 
@@ -13,20 +13,15 @@ from kdstore.progress import Progress
 
 
 class TokenMeter:
-    """Tokens that this process has trained a model on, without what attention masks leave out.
-
-    * ``shapes``: [rows, tokens] of each batch since the last ``clear``
-    """
+    """Tokens that this process has trained a model on, without what attention masks leave out."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.shapes: list[tuple[int, ...]] = []
         self._tokens: Any = 0
         model.register_forward_pre_hook(self._see, with_kwargs=True)
 
     def _see(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if model.training and "input_ids" in kwargs:
             mask = kwargs.get("attention_mask")
-            self.shapes = [*self.shapes[-99:], tuple(kwargs["input_ids"].shape)]
             # On the model's device: asking for the number here would wait for every step.
             self._tokens = self._tokens + (
                 kwargs["input_ids"].numel() if mask is None else mask.sum()
@@ -47,7 +42,8 @@ class TrainingWatch(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, meter: TokenMeter, *, shown: Iterable[str], quiet: bool) -> None:
         self.seconds = 0.0
-        self._meter, self._shown, self._quiet = meter, ("loss", *shown), quiet
+        self._meter, self._quiet = meter, quiet
+        self._shown = ("loss", *shown, "eval_loss", "eval_perplexity")
         self._ranks = 1
         self._progress: Progress | None = None
 
@@ -77,11 +73,7 @@ class TrainingWatch(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show the losses of training or of an evaluation."""
         logs = kwargs["logs"]
-        figures = [
-            f"{name} {value:.4g}"
-            for name, value in logs.items()
-            if name in self._shown or name.startswith("eval_")
-        ]
+        figures = [f"{name} {value:.4g}" for name, value in logs.items() if name in self._shown]
         if self._progress is None or not figures:
             return
         if "loss" in logs:
