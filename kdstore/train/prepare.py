@@ -54,13 +54,12 @@ def prepare(config: TrainConfig, *, quiet: bool) -> Prepared:
     stores = stores_of(data)
     model = build_student(config.student, seed=config.seed)
     tokenizer = load_tokenizer(config.student, stores[0])
-    for store in stores:
-        check_vocabulary(model, tokenizer, store)
+    check_vocabulary(model, tokenizer, stores)
     check_architecture(model, pack=config.loader.pack)
     inputs = InputConfig.from_dict(stores[0].header.identity["input"])
     held_out = read_held_out(config.eval, tokenizer, inputs, model) if config.eval else None
     if config.lora is not None:
-        model = add_adapters(model, config.lora)
+        model = add_adapters(model, config.lora, seed=config.seed)
     freeze_parameters(model, config.freeze)
     return Prepared(data, model, tokenizer, held_out)
 

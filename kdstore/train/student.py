@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ from kdstore.errors import StoreMismatchError, UsageError
 from kdstore.teachers.probe import is_causal, keeps_packed_apart
 from kdstore.train.config import StudentConfig
 from kdstore.train.prune import prune_layers
+
+if TYPE_CHECKING:
+    from kdstore.readers.store import Store
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
@@ -55,11 +58,12 @@ def _refusals(config: StudentConfig) -> Iterator[None]:
             + (f", student.attn_implementation: {attention}" if attention else ""),
             expected="a folder with config.json" if key == "config" else "a saved model",
             got=str(error).splitlines()[0],
-            todo="check the path; a name that is no folder is looked for on the model hub",
+            todo="check the path (a name that is no folder is looked for on the model hub)"
+            + (" and the attention" if attention else ""),
         ) from error
 
 
-def load_tokenizer(config: StudentConfig, store: Any) -> Any:
+def load_tokenizer(config: StudentConfig, store: Store) -> Any:
     """The tokenizer saved with the student; the store's if the student is new or has none."""
     if config.source is not None and _has_tokenizer(config.source):
         return AutoTokenizer.from_pretrained(config.source)
@@ -68,19 +72,20 @@ def load_tokenizer(config: StudentConfig, store: Any) -> Any:
         return AutoTokenizer.from_pretrained(folder)
 
 
-def check_vocabulary(model: Any, tokenizer: Any, store: Any) -> None:
+def check_vocabulary(model: Any, tokenizer: Any, stores: Sequence[Store]) -> None:
     """Raise StoreMismatchError unless the student means and has every id that is stored."""
-    identity = store.header.identity
     found = TokenTable.from_tokenizer(tokenizer).fingerprint()
-    if found != identity["vocab_digest"]:
-        raise StoreMismatchError(
-            "the student's tokenizer gives other meanings to the store's token ids",
-            expected=f"vocab_digest {identity['vocab_digest']}",
-            got=f"vocab_digest {found}",
-            todo="train a student with the teacher's tokenizer",
-        )
+    for store in stores:
+        if found != store.vocab_digest:
+            raise StoreMismatchError(
+                "the student's tokenizer gives other meanings to the store's token ids",
+                where=store.folder.url,
+                expected=f"vocab_digest {store.vocab_digest}",
+                got=f"vocab_digest {found}",
+                todo="train a student with the teacher's tokenizer",
+            )
     # Ids that the tokenizer does not have are padding of the teacher's logits and never stored.
-    needed = min(int(identity["vocab_size"]), len(tokenizer))
+    needed = min(max(store.vocab_size for store in stores), len(tokenizer))
     rows = model.get_output_embeddings().weight.shape[0]
     if rows < needed:
         raise StoreMismatchError(
@@ -120,7 +125,7 @@ def _probed_anywhere(model: Any) -> Iterator[None]:
     was_training, attention = model.training, model.config._attn_implementation
     elsewhere = attention not in (None, "eager", "sdpa")
     if elsewhere:
-        model.set_attn_implementation("sdpa")
+        model.set_attn_implementation("eager")
     model.eval()
     try:
         yield

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 
 from kdstore.errors import MissingDependencyError, UsageError
@@ -35,8 +36,8 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
         raise UsageError("nothing is left to train", where="freeze", got=list(patterns))
 
 
-def add_adapters(model: Any, config: LoraConfig) -> nn.Module:
-    """``model`` with low-rank adapters, which are all that is trained and saved.
+def add_adapters(model: Any, config: LoraConfig, *, seed: int) -> nn.Module:
+    """``model`` with low-rank adapters of ``seed``, which are all that is trained and saved.
 
     Raises MissingDependencyError without peft, UsageError for modules that it does not find.
     """
@@ -53,6 +54,7 @@ def add_adapters(model: Any, config: LoraConfig) -> nn.Module:
         lora_dropout=options.pop("dropout"),
         **options,
     )
+    torch.manual_seed(seed)
     try:
         return peft.get_peft_model(model, settings)  # type: ignore[no-any-return]
     except (ValueError, TypeError, RuntimeError) as error:

@@ -98,12 +98,22 @@ def test_adapters_go_on_from_a_checkpoint(configured, teacher_dir, tmp_path):
         assert torch.equal(weights, whole[name]), name
 
 
-def test_modules_that_there_are_not(configured, teacher_dir):
+def test_adapters_begin_as_the_seed_says():
+    def initial(seed):
+        model = add_adapters(tiny_model(), LoraConfig(r=2), seed=seed).state_dict()
+        return torch.cat([model[name].flatten() for name in model if "lora_A" in name])
+
+    first = initial(0)
+    assert torch.equal(first, initial(0))
+    assert not torch.equal(first, initial(1))
+
+
+def test_modules_that_there_are_not():
     with pytest.raises(UsageError, match=r"peft refuses these adapters\n.*\n  got: .*wqkv"):
-        add_adapters(tiny_model(), LoraConfig(target_modules=["wqkv"]))
+        add_adapters(tiny_model(), LoraConfig(target_modules=["wqkv"]), seed=0)
 
 
 def test_without_peft(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingDependencyError, match=r"pip install kdstore\[peft\]"):
-        add_adapters(tiny_model(), LoraConfig())
+        add_adapters(tiny_model(), LoraConfig(), seed=0)
