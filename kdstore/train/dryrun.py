@@ -60,7 +60,9 @@ def dry_run(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any]:
             "batch_shapes": shapes,
             "losses": {name: step.logs[name] for name in names if name in step.logs},
             "step_seconds": round(step.seconds, 3),
-            "tokens_per_second": round(meter.tokens / max(step.seconds, 1e-9), 1),
+            "tokens_per_second": round(
+                meter.tokens * trainer.args.world_size / max(step.seconds, 1e-9), 1
+            ),
         }
         if prepared.held_out is not None:
             figures["eval_loss"] = _evaluate_one(trainer, prepared.held_out)["eval_loss"]
