@@ -13,16 +13,26 @@ LINE_INTERVAL_S = 10.0
 
 
 class Progress:
-    """A bar on a terminal, a plain line now and then elsewhere, nothing if quiet."""
+    """A bar on a terminal, a plain line now and then elsewhere, nothing if quiet.
 
-    def __init__(self, label: str, *, total: int | None, unit: str, quiet: bool = False) -> None:
+    ``total``: where it ends, of which ``done`` is behind us.
+    """
+
+    def __init__(
+        self, label: str, *, total: int | None, unit: str, done: int = 0, quiet: bool = False
+    ) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done = 0
+        self.done = self._before = done
         self._terminal = sys.stderr.isatty()
         self._quiet = quiet
         self._last_line_s = self._start_s = time.monotonic()
         self._bar = tqdm(
-            total=total, desc=label, unit=unit, unit_scale=True, disable=quiet or not self._terminal
+            total=total,
+            initial=done,
+            desc=label,
+            unit=unit,
+            unit_scale=True,
+            disable=quiet or not self._terminal,
         )
 
     def __enter__(self) -> Self:
@@ -34,7 +44,7 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._bar.close()
+        self.close()
         if error is None and self._draws_lines:
             self._line("done")
 
@@ -45,13 +55,26 @@ class Progress:
         if self._draws_lines and time.monotonic() - self._last_line_s > LINE_INTERVAL_S:
             self._line("")
 
+    def note(self, text: str) -> None:
+        """Say how it goes: behind the bar, or on a line."""
+        self._bar.set_postfix_str(text)
+        if self._draws_lines:
+            self._line(text)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
+
     @property
     def _draws_lines(self) -> bool:
         return not self._quiet and not self._terminal
 
     def _line(self, end: str) -> None:
         self._last_line_s = time.monotonic()
-        rate = self.done / max(self._last_line_s - self._start_s, 1e-9)
+        rate = (self.done - self._before) / max(self._last_line_s - self._start_s, 1e-9)
         total = "" if self.total is None else f"/{self.total}"
-        text = f"{self.label}: {self.done}{total} {self.unit}, {rate:,.0f} {self.unit}/s {end}"
-        print(text.rstrip(), file=sys.stderr, flush=True)
+        shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        text = f"{self.label}: {self.done}{total} {self.unit}, {shown} {self.unit}/s"
+        if self.total is not None and self._before < self.done < self.total:
+            text += f", {tqdm.format_interval((self.total - self.done) / rate)} left"
+        print(f"{text} {end}".rstrip(), file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from kdstore.readers.stats import store_stats
 from kdstore.teachers.hf_load import describe_checkpoint, load_model, load_tokenizer
 from kdstore.train.config import load_config
 from kdstore.train.evaluate import evaluate_model
-from kdstore.train.run import read_held_out
+from kdstore.train.heldout import read_held_out
 
 EXAMPLE = Path(__file__).parent
 BUILD = Path("build/demo")

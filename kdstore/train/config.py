@@ -7,43 +7,107 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-import yaml
-
 from kdstore.errors import UsageError
+from kdstore.readers.batches import BatchConfig
 from kdstore.train.fields import build, check_type, refuse_unknown
+from kdstore.train.yamlfile import override, read_mapping, to_yaml
 
-# What the trainer itself decides; a second source for one of them would win in silence.
+# What is decided elsewhere; a second source for one of them would win in silence.
 RESERVED_TRAINING = {
     "seed": "set `seed` at the top level",
+    "per_device_train_batch_size": "set `loader.batch_size` or `loader.batch_tokens`",
     "per_device_eval_batch_size": "set `eval.batch_size`",
     "remove_unused_columns": "leave it out: batches carry the teacher's signal",
     "resume_from_checkpoint": "use `kdstore train --resume`",
 }
+RESERVED_LOADER = {
+    "seed": "set `seed` at the top level, or `training.data_seed` for the order alone",
+    "shuffle": "set `training.train_sampling_strategy` to random or sequential",
+}
+TRAINING_DEFAULTS = {
+    "disable_tqdm": True,  # its bar would stand beside ours
+    "report_to": "none",
+    "logging_steps": 10,
+    "logging_first_step": True,
+    "logging_nan_inf_filter": False,  # it would report a loss of NaN as the last finite one
+}
+DEFAULT_BATCH_SIZE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
-    """The model to train: weights at ``path``, or a new one from the folder ``config``.
+    """The model to train; exactly one of
 
-    Exactly one of the two. ``dtype`` is that of the weights; mixed precision is `training.bf16`.
+    * ``path``: a saved model
+    * ``config``: a folder with config.json, for new weights
+    * ``prune``: a saved model of which only some ``layers`` are kept: that many, evenly spaced, or
+      those that are listed
+
+    ``dtype`` is that of the weights; mixed precision is `training.bf16`. ``attn_implementation``
+    goes to transformers: sdpa, eager, flash_attention_2, …
     """
 
     path: str | None = None
     config: str | None = None
+    prune: str | None = None
+    layers: int | list[int] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attn_implementation: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.path is None) == (self.config is None):
+        given = {name: getattr(self, name) for name in ("path", "config", "prune")}
+        if sum(value is not None for value in given.values()) != 1:
             raise UsageError(
-                "a student is either a saved model or a new one",
+                "a student is a saved model, a new one, or a pruned copy",
                 where="student",
-                expected="exactly one of student.path and student.config",
-                got={"path": self.path, "config": self.config},
+                expected="exactly one of student.path, student.config and student.prune",
+                got=given,
+            )
+        if (self.prune is None) != (self.layers is None):
+            raise UsageError(
+                "a pruned student needs the layers to keep, and only that one does",
+                where="student",
+                expected="student.prune and student.layers, or neither",
+                got={"prune": self.prune, "layers": self.layers},
+            )
+
+    @property
+    def source(self) -> str | None:
+        """The saved model that the weights come from; None for new ones."""
+        return self.path or self.prune
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters, trained instead of the weights; names as in `peft.LoraConfig`.
+
+    ``alpha`` and ``dropout`` are its ``lora_alpha`` and ``lora_dropout``. ``modules_to_save`` are
+    trained whole and saved with the adapters.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+    modules_to_save: list[str] | None = None
+    bias: Literal["none", "all", "lora_only"] = "none"
+    use_rslora: bool = False
+    use_dora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise UsageError("no rank", where="lora.r", expected="1 or more", got=self.r)
+        if not 0 <= self.dropout < 1:
+            raise UsageError(
+                "no probability",
+                where="lora.dropout",
+                expected="0 to 1, without 1",
+                got=self.dropout,
             )
 
 
@@ -68,28 +132,57 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemberConfig:
+    """A store of a mixture, or several that are read as one, and its share of the samples."""
+
+    store: str | list[str]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run.
 
-    * ``store``: path or URL of the store
+    * ``store``: path or URL of the store, or a list of them that are read as one; or instead
+      ``mixture``: stores with their shares
+    * ``teachers``: name -> store, of what others said of the samples of ``store``
+    * ``cache_dir``, ``cache_bytes``: where shards of remote stores are kept
+    * ``loader``: which batches there are; order is of ``seed`` and `training`
     * ``losses``: name -> weight, total = Σ weight · loss; a weight of 0 computes nothing
-    * ``pack``: lay the samples of a batch in one row instead of padding them
+    * ``lora``: adapters to train, ``freeze``: patterns of parameters not to
     * ``training``: fields of `transformers.TrainingArguments`, ``output_dir`` among them
     * ``seed``: initial weights of a new student, order of the samples, dropout
     """
 
-    store: str
+    store: str | list[str] | None = None
+    mixture: list[MemberConfig] | None = None
+    teachers: dict[str, str] = field(default_factory=dict)
+    cache_dir: str | None = None
+    cache_bytes: int | None = None
     student: StudentConfig
-    training: dict[str, Any]
+    loader: BatchConfig = field(default_factory=lambda: BatchConfig(batch_size=DEFAULT_BATCH_SIZE))
     losses: dict[str, float] = field(default_factory=lambda: {"forward_kl": 1.0})
-    pack: bool = False
+    lora: LoraConfig | None = None
+    freeze: list[str] = field(default_factory=list)
     eval: EvalConfig | None = None
+    training: dict[str, Any]
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "training", TRAINING_DEFAULTS | self.training)
+        _check_sources(self)
+        _check_adapters(self)
 
     @property
     def output_dir(self) -> Path:
         """Where checkpoints, the student, its tokenizer and metrics.json go."""
         return Path(self.training["output_dir"])
+
+    @property
+    def loader_options(self) -> dict[str, Any]:
+        """The options of ``loader`` that are set there."""
+        options = dataclasses.asdict(self.loader)
+        return {name: value for name, value in options.items() if name not in RESERVED_LOADER}
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
@@ -97,61 +190,78 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
 
     Raises UsageError naming the key for an unknown key, a wrong type or a missing value.
     """
-    data = _read_yaml(Path(path))
+    data = read_mapping(Path(path))
     for text in overrides or []:
-        _override(data, text)
-    config: TrainConfig = build(TrainConfig, data)
+        override(data, text)
+    _refuse_reserved(data, "loader", RESERVED_LOADER)
+    _refuse_reserved(data, "training", RESERVED_TRAINING)
+    config: TrainConfig = build(TrainConfig, _with_default_batch(data))
     _check_losses(config.losses)
     _check_training(config.training)
     return config
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = _parse(path.read_text(encoding="utf-8"), where=str(path))
-    except OSError as error:
-        raise UsageError("cannot read the configuration", where=path, got=error.strerror) from error
-    if not isinstance(data, dict):
-        raise UsageError(
-            "a configuration is a mapping",
-            where=path,
-            expected="keys such as store, student, losses, training",
-            got=type(data).__name__,
-        )
+def print_config(config: TrainConfig) -> str:
+    """YAML that loads back to the same configuration, with every key that there is.
+
+    Of `training` it has what was set and what kdstore sets; the rest is transformers' own.
+    """
+    data = {**dataclasses.asdict(config), "loader": config.loader_options}
+    return to_yaml(data)
+
+
+def _refuse_reserved(data: Mapping[str, Any], section: str, reserved: Mapping[str, str]) -> None:
+    for name in data.get(section) or {}:
+        if name in reserved:
+            raise UsageError(f"{section}.{name} is not yours to set", todo=reserved[name])
+
+
+def _with_default_batch(data: dict[str, Any]) -> dict[str, Any]:
+    """``data`` with batches of the default size, where it says nothing of their size."""
+    loader = data.get("loader")
+    if isinstance(loader, dict) and not {"batch_size", "batch_tokens"} & set(loader):
+        return {**data, "loader": {"batch_size": DEFAULT_BATCH_SIZE, **loader}}
     return data
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML whose floats may lack a dot: YAML 1.1 reads 1e-3 as text."""
+def _check_sources(config: TrainConfig) -> None:
+    if (config.store is None) == (config.mixture is None):
+        raise UsageError(
+            "a run needs what to train on",
+            where="configuration",
+            expected="exactly one of store and mixture",
+            got={"store": config.store, "mixture": config.mixture},
+        )
+    if config.store == [] or config.mixture == []:
+        raise UsageError(
+            "no stores to read", where="store or mixture", expected="one at least", got="[]"
+        )
+    if config.mixture is not None and config.teachers:
+        raise UsageError(
+            "other teachers are joined to one store, not to a mixture",
+            where="teachers",
+            expected="store, or no teachers",
+            got=", ".join(config.teachers),
+        )
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def _parse(text: str, *, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UsageError("not valid YAML", where=where, got=str(error)) from error
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    """Set a dotted key in the nested mappings of ``data``, making those that are missing."""
-    key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
-        raise UsageError("not an override", expected="key=value or outer.inner=value", got=text)
-    *outer, last = key.split(".")
-    for name in outer:
-        if data.get(name) is None:
-            data[name] = {}
-        data = data[name]
-        if not isinstance(data, dict):
-            raise UsageError(f"{name!r} has no keys inside", where=text, got=data)
-    data[last] = _parse(value, where=text)
+def _check_adapters(config: TrainConfig) -> None:
+    if config.lora is None:
+        return
+    if config.freeze:
+        raise UsageError(
+            "lora freezes everything but its adapters already",
+            where="freeze",
+            todo="leave out freeze or lora; lora.modules_to_save are trained whole",
+        )
+    if config.student.path is None:
+        raise UsageError(
+            "adapters are saved without the model that they are for, which nobody else has",
+            where="lora",
+            expected="student.path",
+            got=f"student.{'prune' if config.student.prune else 'config'}",
+            todo="save that student first (a run without lora), then set student.path to it",
+        )
 
 
 def _check_losses(losses: dict[str, float]) -> None:
@@ -169,18 +279,17 @@ def _check_losses(losses: dict[str, float]) -> None:
 def _check_training(training: dict[str, Any]) -> None:
     from transformers import TrainingArguments
 
-    for name, todo in RESERVED_TRAINING.items():
-        if name in training:
-            raise UsageError(f"training.{name} is not yours to set", todo=todo)
     hints = get_type_hints(TrainingArguments)
     names = [item.name for item in dataclasses.fields(TrainingArguments) if item.init]
     refuse_unknown(training, names, where="training")
     for name, value in training.items():
         check_type(f"training.{name}", value, hints[name])
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        if training.get(name, 1) < 1:
-            raise UsageError(
-                "too small", where=f"training.{name}", expected="1 or more", got=training[name]
-            )
+    if training.get("gradient_accumulation_steps", 1) < 1:
+        raise UsageError(
+            "too small",
+            where="training.gradient_accumulation_steps",
+            expected="1 or more",
+            got=training["gradient_accumulation_steps"],
+        )
     if not training.get("output_dir"):
         raise UsageError("missing key", where="training", expected="output_dir")

@@ -53,9 +53,13 @@ def check_type(key: str, value: Any, hint: Any) -> None:
 
 
 def _value(key: str, value: Any, hint: Any) -> Any:
-    nested = [item for item in (hint, *get_args(hint)) if dataclasses.is_dataclass(item)]
+    hints = (hint, *get_args(hint))
+    nested = [item for item in hints if dataclasses.is_dataclass(item)]
     if nested and isinstance(value, Mapping):
         return build(nested[0], value, where=key)  # type: ignore[arg-type]
+    lists = [item for item in hints if get_origin(item) is list]
+    if isinstance(value, list) and lists and dataclasses.is_dataclass(get_args(lists[0])[0]):
+        return [_value(f"{key}[{n}]", item, get_args(lists[0])[0]) for n, item in enumerate(value)]
     check_type(key, value, hint)
     return value
 
@@ -93,6 +97,8 @@ def _describe(hint: Any) -> str:
         return " or ".join(repr(item) for item in get_args(hint))
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(_describe(item) for item in get_args(hint))
+    if get_origin(hint) is list:
+        return f"a list of {_describe(get_args(hint)[0])}"
     if dataclasses.is_dataclass(hint):
         keys = ", ".join(item.name for item in dataclasses.fields(hint))
         return f"a mapping with the keys {keys}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,58 +16,76 @@ from kdstore.align import TokenTable
 from kdstore.errors import StoreMismatchError, UsageError
 from kdstore.teachers.probe import is_causal, keeps_packed_apart
 from kdstore.train.config import StudentConfig
+from kdstore.train.prune import prune_layers
+
+if TYPE_CHECKING:
+    from kdstore.readers.store import Store
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
 def build_student(config: StudentConfig, *, seed: int) -> nn.Module:
-    """The saved model, or a new one whose weights depend on its configuration and ``seed`` only.
+    """The saved model, a pruned copy, or a new one of its configuration and ``seed`` only.
 
-    Raises UsageError if transformers cannot load it.
+    Raises UsageError if transformers cannot load it or there are no such layers.
     """
-    dtype = getattr(torch, config.dtype)
-    try:
+    with _refusals(config):
         # Else transformers would ask the hub for a model of that name.
         if config.config is not None and not Path(config.config).is_dir():
             raise FileNotFoundError("no such folder")
-        if config.path is not None:
-            return AutoModelForCausalLM.from_pretrained(config.path, dtype=dtype)  # type: ignore[no-any-return]
-        torch.manual_seed(seed)
-        architecture = AutoConfig.from_pretrained(config.config)
-        return AutoModelForCausalLM.from_config(architecture, dtype=dtype)  # type: ignore[no-any-return]
-    except (OSError, ValueError, KeyError) as error:
-        key = "student.path" if config.path is not None else "student.config"
+        options = {"dtype": getattr(torch, config.dtype)}
+        if config.attn_implementation is not None:
+            options["attn_implementation"] = config.attn_implementation
+        if config.config is not None:
+            torch.manual_seed(seed)
+            architecture = AutoConfig.from_pretrained(config.config)
+            return AutoModelForCausalLM.from_config(architecture, **options)  # type: ignore[no-any-return]
+        model = AutoModelForCausalLM.from_pretrained(config.source, **options)
+    return model if config.layers is None else prune_layers(model, config.layers)
+
+
+@contextmanager
+def _refusals(config: StudentConfig) -> Iterator[None]:
+    """UsageError for what transformers raises where it cannot load a student."""
+    key = next(name for name in ("path", "config", "prune") if getattr(config, name) is not None)
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        attention = config.attn_implementation
         raise UsageError(
             "the student cannot be loaded",
-            where=f"{key}: {config.path or config.config}",
-            expected="a saved model" if config.path is not None else "a folder with config.json",
+            where=f"student.{key}: {getattr(config, key)}"
+            + (f", student.attn_implementation: {attention}" if attention else ""),
+            expected="a folder with config.json" if key == "config" else "a saved model",
             got=str(error).splitlines()[0],
-            todo="check the path; a name that is no folder is looked for on the model hub",
+            todo="check the path (a name that is no folder is looked for on the model hub)"
+            + (" and the attention" if attention else ""),
         ) from error
 
 
-def load_tokenizer(config: StudentConfig, store: Any) -> Any:
+def load_tokenizer(config: StudentConfig, store: Store) -> Any:
     """The tokenizer saved with the student; the store's if the student is new or has none."""
-    if config.path is not None and _has_tokenizer(config.path):
-        return AutoTokenizer.from_pretrained(config.path)
+    if config.source is not None and _has_tokenizer(config.source):
+        return AutoTokenizer.from_pretrained(config.source)
     with TemporaryDirectory() as folder:
         store.copy_tokenizer(folder)
         return AutoTokenizer.from_pretrained(folder)
 
 
-def check_vocabulary(model: Any, tokenizer: Any, store: Any) -> None:
+def check_vocabulary(model: Any, tokenizer: Any, stores: Sequence[Store]) -> None:
     """Raise StoreMismatchError unless the student means and has every id that is stored."""
-    identity = store.header.identity
     found = TokenTable.from_tokenizer(tokenizer).fingerprint()
-    if found != identity["vocab_digest"]:
-        raise StoreMismatchError(
-            "the student's tokenizer gives other meanings to the store's token ids",
-            expected=f"vocab_digest {identity['vocab_digest']}",
-            got=f"vocab_digest {found}",
-            todo="train a student with the teacher's tokenizer",
-        )
+    for store in stores:
+        if found != store.vocab_digest:
+            raise StoreMismatchError(
+                "the student's tokenizer gives other meanings to the store's token ids",
+                where=store.folder.url,
+                expected=f"vocab_digest {store.vocab_digest}",
+                got=f"vocab_digest {found}",
+                todo="train a student with the teacher's tokenizer",
+            )
     # Ids that the tokenizer does not have are padding of the teacher's logits and never stored.
-    needed = min(int(identity["vocab_size"]), len(tokenizer))
+    needed = min(max(store.vocab_size for store in stores), len(tokenizer))
     rows = model.get_output_embeddings().weight.shape[0]
     if rows < needed:
         raise StoreMismatchError(
@@ -78,11 +98,9 @@ def check_vocabulary(model: Any, tokenizer: Any, store: Any) -> None:
 
 def check_architecture(model: Any, *, pack: bool) -> None:
     """Raise StoreMismatchError unless the student is causal and keeps packed samples apart."""
-    was_training = model.training
-    model.eval()
-    causal = is_causal(model)
-    apart = not pack or keeps_packed_apart(model)
-    model.train(was_training)
+    with _probed_anywhere(model):
+        causal = is_causal(model)
+        apart = not pack or keeps_packed_apart(model)
     if not causal:
         raise StoreMismatchError(
             "the student sees the token that it is to predict",
@@ -97,8 +115,24 @@ def check_architecture(model: Any, *, pack: bool) -> None:
             where=type(model).__name__,
             expected="the same logits packed and alone",
             got=model.config.model_type,
-            todo="set pack: false",
+            todo="set loader.pack: false",
         )
+
+
+@contextmanager
+def _probed_anywhere(model: Any) -> Iterator[None]:
+    """In evaluation mode, with an attention that runs on every device; then as it was."""
+    was_training, attention = model.training, model.config._attn_implementation
+    elsewhere = attention not in (None, "eager", "sdpa")
+    if elsewhere:
+        model.set_attn_implementation("eager")
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        if elsewhere:
+            model.set_attn_implementation(attention)
 
 
 def longest_sequence(model: Any) -> int | None:

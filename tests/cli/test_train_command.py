@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,12 +25,12 @@ def config_file(dump: Dump, teacher_dir: Path, data_file: Path, tmp_path: Path) 
     content = {
         "store": str(dump()),
         "student": {"config": str(teacher_dir)},
+        "loader": {"batch_size": 16},
         "eval": {"data": str(data_file)},
         "training": {
             "output_dir": str(tmp_path / "out"),
             "max_steps": 6,
             "save_steps": 2,
-            "per_device_train_batch_size": 16,
             "learning_rate": 0.01,
             "use_cpu": True,
         },
@@ -123,7 +124,9 @@ def test_an_unfinished_store_is_said(kdstore_cli: Run, config_file: Path, dump: 
         (["eval.max_length=4096"], "128"),
         (["losses.forward_kl=.nan"], "not finite"),
         (["training.train_sampling_strategy=group_by_length"], "sequential"),
-        (["training.per_device_train_batch_size=0"], "1 or more"),
+        (["loader.batch_size=0"], "at least 1"),
+        (["training.per_device_train_batch_size=4"], "loader.batch_size"),
+        (["student={prune: /nonexistent, layers: 2}"], "student.prune"),
         (["training.learning_rate=1e30", "training.max_grad_norm=0"], "diverged"),
         (["student.path=/nonexistent/student", "student.config=null"], "student.path"),
         (["losses.forward_kld=1"], "forward_kl"),
@@ -137,6 +140,61 @@ def test_what_cannot_work_is_refused(
     assert "kdstore: error:" in error
     assert "Traceback" not in error
     assert words in error
+
+
+def test_layers_out_of_range_are_refused(
+    kdstore_cli: Run, config_file: Path, teacher_dir: Path
+) -> None:
+    student = f"student={{prune: {teacher_dir}, layers: [0, 2]}}"
+    code, _, error = kdstore_cli("train", config_file, student, "--quiet")
+    assert code == 2
+    assert "where: student.layers\n  expected: increasing numbers from 0 to 1" in error
+
+
+def test_the_configuration_is_printed(kdstore_cli: Run, config_file: Path, tmp_path: Path) -> None:
+    """Without store or student; what is printed is a configuration that prints the same."""
+    changes = ["store=/nonexistent", "losses.ce=0.5"]
+    code, printed, error = kdstore_cli("train", config_file, *changes, "--print-config")
+    assert (code, error) == (0, "")
+    found = yaml.safe_load(printed)
+    assert (found["store"], found["seed"]) == ("/nonexistent", 0)
+    assert found["losses"] == {"ce": 0.5}
+    assert (found["loader"]["batch_size"], found["loader"]["streams"]) == (16, 64)
+    (tmp_path / "again.yaml").write_text(printed)
+    assert kdstore_cli("train", tmp_path / "again.yaml", "--print-config")[1] == printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_leaves_nothing(kdstore_cli: Run, config_file: Path, tmp_path: Path) -> None:
+    code, output, error = kdstore_cli("train", config_file, "--dry-run", "--json", "--quiet")
+    assert (code, error) == (0, "")
+    found = json.loads(output)
+    assert (found["num_samples"], found["steps_planned"]) == (60, 6)
+    assert found["batch_shapes"][0][0] == 16
+    code, output, _ = kdstore_cli("train", config_file, "--dry-run", "--quiet")
+    rows, tokens = found["batch_shapes"][0]
+    assert re.search(rf"^batch_shapes +{rows} × {tokens}$", output, flags=re.MULTILINE)
+    assert re.search(rf"^parameters +{found['parameters']:,}$", output, flags=re.MULTILINE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_one_thing_at_a_time(kdstore_cli: Run, config_file: Path) -> None:
+    code, _, error = kdstore_cli("train", config_file, "--dry-run", "--resume")
+    assert (code, "only one of --resume" in error) == (2, True)
+
+
+def test_the_summary_is_a_table(kdstore_cli: Run, config_file: Path, tmp_path: Path) -> None:
+    code, output, error = kdstore_cli("train", config_file, "training.logging_steps=1", "--quiet")
+    assert (code, error) == (0, "")
+    cells = dict(line.split("  ", 1) for line in output.splitlines())
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    first, last = metrics["losses"]["forward_kl"]
+    assert cells["forward_kl"].strip() == f"{first:.4g} → {last:.4g}"
+    assert cells["steps"].strip() == "6"
+    assert cells["train_tokens"].strip() == f"{metrics['train_tokens']:,}"
+    assert float(cells["eval_perplexity"]) > 1
+    assert cells["student"].strip() == str(tmp_path / "out")
+    assert cells["curves"].strip() == str(tmp_path / "out" / "curves.png")
 
 
 def student_of(folder: Path, **changes: object) -> Path:
@@ -153,7 +211,7 @@ def student_of(folder: Path, **changes: object) -> Path:
     ("changes", "overrides", "words"),
     [
         ({"kind": "Bert"}, [], "sees the token"),
-        ({"kind": "Bloom"}, ["pack=true"], "packed samples apart"),
+        ({"kind": "Bloom"}, ["loader={batch_tokens: 256, pack: true}"], "packed samples apart"),
         ({"max_position_embeddings": 16}, ["eval=null"], "longer than the student takes"),
         ({"vocab_size": 200}, [], "smaller than the store"),
     ],

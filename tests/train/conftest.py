@@ -1,9 +1,19 @@
-"""Models of 16 columns run faster on one thread than on several."""
+"""Models of 16 columns run faster on one thread than on several; and a run to change."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import yaml
+
+from kdstore.train.config import TrainConfig, load_config
+
+HELD_OUT = ("in the beginning was a word", "and that made light there", "a word and the light")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,3 +23,38 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, rich_store: Path, teacher_dir: Path) -> Path:
+    """A configuration in a file: four steps of a new student on the CPU, with held-out text."""
+    rows = [json.dumps({"text": text}) for text in HELD_OUT]
+    (tmp_path / "heldout.jsonl").write_text("\n".join(rows) + "\n")
+    content = {
+        "store": str(rich_store),
+        "student": {"config": str(teacher_dir)},
+        "losses": {"forward_kl": 1.0, "ce": 0.5},
+        "loader": {"batch_size": 4},
+        "eval": {"data": str(tmp_path / "heldout.jsonl"), "batch_size": 1},
+        "training": {
+            "output_dir": str(tmp_path / "out"),
+            "max_steps": 4,
+            "save_steps": 2,
+            "learning_rate": 0.01,
+            "logging_steps": 2,
+            "use_cpu": True,
+        },
+    }
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def configured(config_file: Path) -> Callable[..., TrainConfig]:
+    """That configuration, with changes."""
+
+    def load(*overrides: Any) -> TrainConfig:
+        return load_config(config_file, [str(text) for text in overrides])
+
+    return load

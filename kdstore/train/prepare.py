@@ -1,0 +1,126 @@
+"""Everything that a run needs, loaded, checked against each other, and put together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+import kdstore
+from kdstore.errors import KDStoreError, UsageError
+from kdstore.inputs import InputConfig
+from kdstore.readers.batches import BatchConfig
+from kdstore.train.heldout import read_held_out
+from kdstore.train.sources import open_data, stores_of
+from kdstore.train.student import (
+    build_student,
+    check_architecture,
+    check_vocabulary,
+    load_tokenizer,
+)
+from kdstore.train.trainable import add_adapters, freeze_parameters
+from kdstore.train.trainer import DistillTrainer
+
+if TYPE_CHECKING:
+    from kdstore.readers.mixture import Mixture
+    from kdstore.readers.samples import Samples
+    from kdstore.sample import Sample
+    from kdstore.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Parts of a run that fit each other; ``held_out`` is None without `eval`."""
+
+    data: Samples | Mixture
+    model: Any
+    tokenizer: Any
+    held_out: list[Sample] | None
+
+
+def prepare(config: TrainConfig, *, quiet: bool) -> Prepared:
+    """Open the stores, load the student and the held-out text, check that they fit.
+
+    Raises UsageError, StoreNotFoundError, StoreMismatchError or InputError.
+    """
+    _hush_transformers(quiet=quiet)
+    data = open_data(config)
+    stores = stores_of(data)
+    model = build_student(config.student, seed=config.seed)
+    tokenizer = load_tokenizer(config.student, stores[0])
+    check_vocabulary(model, tokenizer, stores)
+    check_architecture(model, pack=config.loader.pack)
+    inputs = InputConfig.from_dict(stores[0].header.identity["input"])
+    held_out = read_held_out(config.eval, tokenizer, inputs, model) if config.eval else None
+    if config.lora is not None:
+        model = add_adapters(model, config.lora, seed=config.seed)
+    freeze_parameters(model, config.freeze)
+    return Prepared(data, model, tokenizer, held_out)
+
+
+def make_trainer(
+    config: TrainConfig, prepared: Prepared, *, callbacks: list[Any]
+) -> DistillTrainer:
+    """The trainer of a configuration, which says nothing but through its ``callbacks``."""
+    arguments = training_arguments(config)
+    with _transformers_refusals():
+        trainer = DistillTrainer(
+            prepared.model,
+            arguments,
+            losses=config.losses,
+            eval_dataset=prepared.held_out,
+            callbacks=callbacks,
+            **_batches(config, prepared.data),
+        )
+    # Both write to standard output, which is the command's.
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
+
+
+def _batches(config: TrainConfig, data: Samples | Mixture) -> dict[str, Any]:
+    """What the trainer is told of its batches."""
+    # Until DistillTrainer takes `loader`, when all of this becomes
+    # {"train_dataset": data, "loader": config.loader_options}.
+    loader = config.loader
+    plain = BatchConfig(batch_size=loader.batch_size or 1)
+    if loader != plain or config.mixture is not None:
+        raise UsageError("the trainer does not take this yet", where="loader", got=loader)
+    return {"train_dataset": data, "data_collator": kdstore.Collator()}
+
+
+def training_arguments(config: TrainConfig) -> TrainingArguments:
+    """TrainingArguments of a configuration; UsageError for values that they refuse."""
+    defaults = {"dataloader_pin_memory": torch.cuda.is_available()}
+    chosen = {"seed": config.seed, "remove_unused_columns": False}
+    if config.loader.batch_size is not None:
+        chosen["per_device_train_batch_size"] = config.loader.batch_size
+    if config.eval is not None:
+        chosen["per_device_eval_batch_size"] = config.eval.batch_size
+    with _transformers_refusals():
+        return TrainingArguments(**(defaults | config.training | chosen))
+
+
+@contextmanager
+def _transformers_refusals() -> Iterator[None]:
+    try:
+        yield
+    except KDStoreError:
+        raise
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise UsageError(
+            "transformers refuses the training arguments", where="training", got=str(error)
+        ) from error
+
+
+def _hush_transformers(*, quiet: bool) -> None:
+    if quiet:
+        transformers_logging.set_verbosity_error()
+    if quiet or not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()

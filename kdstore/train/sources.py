@@ -1,0 +1,89 @@
+"""What a run is trained on: the stores of its configuration, opened and looked at."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import kdstore
+from kdstore.errors import UsageError
+from kdstore.readers.concat import Concatenation
+from kdstore.readers.join import Join
+from kdstore.readers.mixture import Mixture
+
+if TYPE_CHECKING:
+    from kdstore.readers.samples import Samples
+    from kdstore.readers.store import Store
+    from kdstore.train.config import TrainConfig
+
+
+def open_data(config: TrainConfig) -> Samples | Mixture:
+    """The samples of ``store``, with other ``teachers`` joined to them, or those of ``mixture``.
+
+    Says on standard error which stores are unfinished. Raises StoreNotFoundError,
+    StoreMismatchError if they cannot be read together, and UsageError where nothing is committed.
+    """
+    if config.mixture is not None:
+        data: Samples | Mixture = Mixture(
+            [_open(member.store, config) for member in config.mixture],
+            weights=[member.weight for member in config.mixture],
+        )
+    else:
+        assert config.store is not None
+        data = _open(config.store, config)
+        if config.teachers:
+            others = {name: _open(url, config) for name, url in config.teachers.items()}
+            data = Join(data, others)  # type: ignore[arg-type]
+    for store in stores_of(data):
+        _warn_unfinished(store)
+    return data
+
+
+def stores_of(data: Any) -> list[Store]:
+    """The stores behind samples, in the order of the configuration, other teachers' last."""
+    if isinstance(data, Mixture | Concatenation):
+        return [store for part in data.stores for store in stores_of(part)]
+    if isinstance(data, Join):
+        return [*stores_of(data.main), *data.others.values()]
+    return [data]
+
+
+def describe_data(data: Samples | Mixture) -> dict[str, Any]:
+    """``num_samples``, ``num_tokens``, ``store_complete`` and ``config_digest`` of all stores.
+
+    The digests of several are joined by ``+``.
+    """
+    stores = stores_of(data)
+    members = data.stores if isinstance(data, Mixture) else [data]
+    return {
+        "num_samples": len(data),
+        "num_tokens": sum(int(member.shard_tokens.sum()) for member in members),
+        "store_complete": all(store.is_complete for store in stores),
+        "config_digest": "+".join(store.config_digest for store in stores),
+    }
+
+
+def _open(url: str | list[str], config: TrainConfig) -> Samples:
+    samples: Samples = kdstore.open(
+        url,
+        cache_dir=config.cache_dir,
+        cache_bytes=config.cache_bytes,
+    )
+    if not len(samples):
+        raise UsageError(
+            "the store has no committed samples",
+            where=url if isinstance(url, str) else ", ".join(url),
+            expected="at least one committed unit",
+            got=0,
+            todo="let kdstore dump finish first",
+        )
+    return samples
+
+
+def _warn_unfinished(store: Store) -> None:
+    if not store.is_complete:
+        print(
+            f"kdstore: warning: the store {store.folder.url} is unfinished, {len(store.commits)} "
+            f"of {store.header.num_units} units; training on the samples that are committed now",
+            file=sys.stderr,
+        )
