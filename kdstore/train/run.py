@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 import kdstore
 from kdstore.errors import KDStoreError, StoreMismatchError, TrainingError, UsageError
 from kdstore.inputs import InputConfig, SampleBuilder, open_source
 from kdstore.sample import Sample
+from kdstore.train.checkpoint import last_checkpoint
 from kdstore.train.config import EvalConfig, TrainConfig
+from kdstore.train.data import is_loaded
 from kdstore.train.student import (
     build_student,
     check_architecture,
@@ -112,14 +113,25 @@ def make_trainer(
             arguments,
             train_dataset=store,
             losses=config.losses,
-            data_collator=kdstore.Collator(pack=config.pack),
             eval_dataset=held_out,
+            **_batches(config, model, store),
             callbacks=None if quiet else [LogLines()],
         )
     # Both write to standard output, which is the command's.
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
+
+
+def _batches(config: TrainConfig, model: Any, store: Store) -> dict[str, Any]:
+    """How batches are made, of a store or of a list of samples."""
+    if not is_loaded(store):
+        return {"data_collator": kdstore.Collator(pack=config.pack)}
+    if not config.pack:
+        return {}
+    limits = (store.header.identity["input"]["max_length"], longest_sequence(model))
+    length = min((limit for limit in limits if limit), default=None)
+    return {"loader": {"pack": True, "max_length": length}}
 
 
 def training_arguments(config: TrainConfig) -> TrainingArguments:
@@ -198,12 +210,12 @@ def _short(value: Any) -> str:
 def _checkpoint(config: TrainConfig, store: Store) -> str:
     """The last checkpoint in the output folder, if it is one of this very run."""
     folder = config.output_dir
-    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    found = last_checkpoint(folder)
     if found is None or not (folder / RUN_FILE).exists():
         raise UsageError(
             "nothing to resume",
             where=folder,
-            expected=f"a folder checkpoint-N, and {RUN_FILE}",
+            expected=f"a complete folder checkpoint-N, and {RUN_FILE}",
             got="none",
             todo="leave out --resume, or set training.save_steps in the run to be resumed",
         )

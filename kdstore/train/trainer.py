@@ -6,20 +6,30 @@ losses, their one denominator, and an evaluation that divides once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from kdstore.errors import StoreMismatchError, UsageError
-from kdstore.readers.sampler import EpochSampler
-from kdstore.readers.store import Store
 from kdstore.sample import Sample
+from kdstore.train.checkpoint import last_checkpoint
+from kdstore.train.divergence import (
+    STEPS_UNCHECKED,
+    LossWatch,
+    check_gradient,
+    refuse_losses,
+    refuse_weights,
+    weights_not_finite,
+)
 from kdstore.train.evaluate import metrics_of_sums, nll_sums
 from kdstore.train.fields import refuse_unknown
 from kdstore.train.losses import LOSSES
+from kdstore.train.store_trainer import StoreTrainer
 from kdstore.train.student import longest_sequence
 
 if TYPE_CHECKING:
@@ -33,17 +43,23 @@ _REFUSED = {
 }
 
 
-class DistillTrainer(Trainer):  # type: ignore[misc]
+class DistillTrainer(StoreTrainer):
     """Trains ``model`` on Σ weight · loss over the samples of a store.
 
-    * ``train_dataset``: a Store, or anything map-style whose items are Samples with a signal
+    * ``train_dataset``: a Store, Concatenation, Join or Mixture, or a list of Samples with signals
     * ``losses``: name in `kdstore.losses.LOSSES` -> weight
-    * ``data_collator``: a `kdstore.Collator`: list of Samples -> Batch
+    * ``loader``: for a store, options of `kdstore.readers.loader.Loader`. By default ``batch_size``
+      is per_device_train_batch_size, unless ``batch_tokens`` is set, ``seed`` is data_seed or
+      seed, and ``shuffle`` is what train_sampling_strategy says
+    * ``data_collator``: for a list: samples -> Batch; by default a `kdstore.Collator`
     * ``eval_dataset``: held-out Samples; scored are their runs, no signal is needed
 
     **One denominator.** Each step divides by the scored positions of all its micro-batches on
-    all ranks, so neither gradient accumulation nor the number of ranks changes the step. Ragged
-    last batches are evened out as accelerate does, by repeating samples.
+    all ranks, so neither gradient accumulation nor the number of ranks changes the step. Where an
+    epoch of a store ends, fillers that score nothing complete its last step. Ragged last batches of
+    a list are evened out as accelerate does, by repeating samples.
+
+    A loss, gradient or weight that is not finite is a TrainingError, at the next log or checkpoint.
 
     Logs each loss under its name, unweighted, beside their weighted sum ``loss``.
     """
@@ -59,7 +75,6 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         *,
         train_dataset: Any,
         losses: Mapping[str, float],
-        data_collator: Any,
         eval_dataset: Sequence[Sample] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -67,18 +82,19 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         _check_arguments(args)
         _check_extras(kwargs)
         args.remove_unused_columns = False
+        args.logging_nan_inf_filter = False  # it hides a NaN, and waits for each micro-batch
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            data_collator=data_collator,
             **kwargs,
         )
         self._longest = longest_sequence(model)
         self.loss_weights = {name: weight for name, weight in losses.items() if weight}
         self._loss_sums = torch.zeros(len(self.loss_weights), device=args.device)
         self._steps_summed = 0
+        self._watch = LossWatch(args.device)
         if self.get_cp_size() * self.get_sp_size() > 1:
             raise UsageError(
                 "context and sequence parallelism would cut a batch off its signal",
@@ -112,8 +128,16 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of the next step and their number of scored positions."""
+        if self._steps_summed and self._steps_summed % STEPS_UNCHECKED == 0:
+            self._check_losses()
         self._steps_summed += 1
         return super().get_batch_samples(*args, **kwargs)
+
+    def training_step(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss of a micro-batch, after its backward pass."""
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._watch.see(inputs, loss, step=self.state.global_step + 1)
+        return loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
         """int64: scored positions of the step, over micro-batches and ranks; at least 1."""
@@ -121,9 +145,6 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         # Ranks of one tensor-parallel group see the same batches.
         total = self.accelerator.gather(count).sum() // self.get_tp_size()
         return total.clamp(min=1)  # type: ignore[no-any-return]
-
-    def _data_ranks(self) -> int:
-        return int(self.accelerator.num_processes // self.get_tp_size())
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         longest = int(inputs.cu_seqlens.diff().max())
@@ -137,15 +158,6 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             )
         return inputs.to(self.args.device)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """For a Store, the order that reads each row group once; else the parent's."""
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        random = str(self.args.train_sampling_strategy) == "random"
-        if not isinstance(dataset, Store) or not random:
-            return super()._get_train_sampler(train_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochSampler(dataset, seed=seed)
-
     def floating_point_ops(self, inputs: Batch) -> int:
         """Estimated operations of a forward and backward pass of one batch."""
         return int(super().floating_point_ops({"input_ids": inputs.input_ids}))
@@ -154,16 +166,48 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         super()._track_num_input_tokens(inputs.model_inputs())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add each loss's mean since the last log to what Trainer logs of training."""
+        """Add each loss's mean since the last log to what Trainer logs of training.
+
+        Raises TrainingError if one of them, or the gradient, is not finite.
+        """
+        if "train_loss" in logs:  # the end of training
+            self._check_losses()
         if "loss" in logs and self._steps_summed:
             logs = {**logs, **self._drain_loss_means()}
+            if self.accelerator.scaler is None:  # it skips the steps of such gradients
+                check_gradient(logs, step=self.state.global_step, saved=self._saved())
         super().log(logs, start_time)
 
     def _drain_loss_means(self) -> dict[str, float]:
-        sums = self.accelerator.reduce(self._loss_sums, reduction="sum") / self.get_tp_size()
+        sums = self._check_losses() / self.get_tp_size()
         means = (sums / self._steps_summed).tolist()
         self._loss_sums, self._steps_summed = torch.zeros_like(self._loss_sums), 0
         return dict(zip(self.loss_weights, means, strict=True))
+
+    def _check_losses(self) -> Tensor:
+        """Sums of the losses since the last log over all ranks; TrainingError if not finite."""
+        sums: Tensor = self.accelerator.reduce(self._loss_sums, reduction="sum")
+        bad = [
+            name
+            for name, sum_ in zip(self.loss_weights, sums.tolist(), strict=True)
+            if not math.isfinite(sum_)
+        ]
+        if bad:
+            refuse_losses(bad, self._watch, step=self.state.global_step, saved=self._saved())
+        self._watch.clear()
+        return sums
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint; TrainingError instead if losses or weights are not finite."""
+        self._check_losses()
+        name = weights_not_finite(model)
+        flag = torch.tensor(float(name is not None), device=self.args.device)
+        if self.accelerator.reduce(flag, reduction="sum"):
+            refuse_weights(name, step=self.state.global_step, saved=self._saved())
+        super()._save_checkpoint(model, trial)
+
+    def _saved(self) -> Path | None:
+        return last_checkpoint(self.args.output_dir)
 
     def evaluate(
         self,
