@@ -19,26 +19,36 @@ from kdstore.localfile import partial_beside, publish, sync_tree, withdraw
 
 STATE_FILE = "kdstore_state.json"
 STATE_VERSION = 1
-_NAME = re.compile(r"checkpoint-(\d+)")
+_NAME = re.compile(r"checkpoint-\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
     """Where a run is: optimizer steps taken, and the place of its data.
 
+    * ``session``: how many times training had been begun or resumed in the folder: of checkpoints
+      of several runs it tells which is newer, as neither steps nor clocks do
     * ``loader``: the state of the loader behind the last batch that was trained on; None for a list
       of samples, of which transformers skips what has been seen
     """
 
     step: int
+    session: int
     loader: dict[str, Any] | None
     version: int = STATE_VERSION
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The folder ``checkpoint-N`` of the most steps that is complete; None if there is none."""
+    """The newest folder ``checkpoint-N`` that is complete; None if there is none."""
     complete = [path for path in _checkpoints(folder) if (path / STATE_FILE).is_file()]
     return complete[-1] if complete else None
+
+
+def new_session(folder: str | Path) -> int:
+    """The number of a session that begins now in the folder of a run."""
+    last = last_checkpoint(folder)
+    state = None if last is None else read_state(last)
+    return 0 if state is None else state.session + 1
 
 
 def write_state(checkpoint: Path, state: TrainingState) -> None:
@@ -77,7 +87,7 @@ def reopen(checkpoint: Path) -> None:
 
 
 def rotate(folder: str | Path, *, limit: int | None, keep: Iterable[str | Path]) -> None:
-    """Remove the checkpoints of the fewest steps until ``limit`` are left, none of ``keep``."""
+    """Remove the oldest checkpoints until ``limit`` are left, none of ``keep``."""
     found = _checkpoints(folder)
     kept = {Path(path).resolve() for path in keep}
     removable = [path for path in found if path.resolve() not in kept]
@@ -87,7 +97,12 @@ def rotate(folder: str | Path, *, limit: int | None, keep: Iterable[str | Path])
 
 
 def _checkpoints(folder: str | Path) -> list[Path]:
-    """Folders ``checkpoint-N``, whole or not, by N."""
+    """Folders ``checkpoint-N``, the oldest first; before them those that are not complete."""
     found = [path for path in Path(folder).glob("checkpoint-*") if path.is_dir()]
-    numbers = {path: match for path in found if (match := _NAME.fullmatch(path.name))}
-    return sorted(numbers, key=lambda path: int(numbers[path][1]))
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_age)
+
+
+def _age(checkpoint: Path) -> tuple[int, int]:
+    state = read_state(checkpoint)
+    step = int(checkpoint.name.rpartition("-")[2])
+    return (-1 if state is None else state.session, step)

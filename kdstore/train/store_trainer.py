@@ -20,8 +20,10 @@ from transformers import Trainer, TrainingArguments
 from kdstore.errors import UsageError
 from kdstore.readers.collate import Collator
 from kdstore.train.checkpoint import (
+    STATE_FILE,
     TrainingState,
     last_checkpoint,
+    new_session,
     read_state,
     reopen,
     rotate,
@@ -57,6 +59,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]
         self._loader_options = dict(loader or {})
         self._feed: Feed | None = None
         self._resumed: TrainingState | None = None
+        self._session = 0
         self._epoch_ends = EpochEnds()
         super().__init__(
             model=model,
@@ -76,8 +79,9 @@ class StoreTrainer(Trainer):  # type: ignore[misc]
         """
         checkpoint = self._checkpoint_of(resume_from_checkpoint)
         self._resumed = None if checkpoint is None else read_state(checkpoint)
-        if checkpoint is not None and is_loaded(self.train_dataset):
-            _check_resumable(self._resumed, checkpoint)
+        if checkpoint is not None:
+            _check_resumable(self._resumed, checkpoint, on_store=is_loaded(self.train_dataset))
+        self._session = new_session(self.args.output_dir)
         try:
             return super().train(checkpoint, *args, **kwargs)
         finally:
@@ -165,11 +169,15 @@ class StoreTrainer(Trainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            loader = None if self._feed is None else self._feed.state
-            write_state(checkpoint, TrainingState(step=self.state.global_step, loader=loader))
+            if not self.args.save_only_model:  # else nothing can go on from it
+                write_state(checkpoint, self._training_state())
             best = self.state.best_model_checkpoint
             keep = [checkpoint] if best is None else [checkpoint, best]
             rotate(run, limit=self.args.save_total_limit, keep=keep)
+
+    def _training_state(self) -> TrainingState:
+        loader = None if self._feed is None else self._feed.state
+        return TrainingState(step=self.state.global_step, session=self._session, loader=loader)
 
     @contextmanager
     def _no_rotation(self) -> Iterator[None]:
@@ -202,12 +210,16 @@ def _check_batches(args: TrainingArguments, dataset: Any, loader: Any, collator:
         )
 
 
-def _check_resumable(state: TrainingState | None, checkpoint: str) -> None:
-    if state is None or state.loader is None:
+def _check_resumable(state: TrainingState | None, checkpoint: str, *, on_store: bool) -> None:
+    """UsageError unless the checkpoint says where the data of a store was, or need not."""
+    of_store = state is not None and state.loader is not None
+    if of_store != on_store:
         raise UsageError(
-            "this checkpoint does not say where its data was",
+            "this checkpoint does not say where the data was",
             where=checkpoint,
-            expected="kdstore_state.json, of a run on a store",
-            got="no such file" if state is None else "a run on a list of samples",
-            todo="go on from a complete checkpoint: kdstore.train.checkpoint.last_checkpoint",
+            expected=f"the place in a {'store' if on_store else 'list'}, in {STATE_FILE}",
+            got="no such file"
+            if state is None
+            else f"a run on a {'store' if of_store else 'list'}",
+            todo="go on from a checkpoint that is complete, with the same train_dataset",
         )

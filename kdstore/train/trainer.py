@@ -200,7 +200,7 @@ class DistillTrainer(StoreTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint; TrainingError instead if losses or weights are not finite."""
         self._check_losses()
-        name = weights_not_finite(model)
+        name = weights_not_finite(self.model)
         flag = torch.tensor(float(name is not None), device=self.args.device)
         if self.accelerator.reduce(flag, reduction="sum"):
             refuse_weights(name, step=self.state.global_step, saved=self._saved())

@@ -14,6 +14,7 @@ from kdstore.train.checkpoint import (
     STATE_FILE,
     TrainingState,
     last_checkpoint,
+    new_session,
     read_state,
     reopen,
     rotate,
@@ -21,15 +22,15 @@ from kdstore.train.checkpoint import (
 )
 from tests.train.train_helpers import make_trainer, parameters_of, ragged_samples, tiny_model
 
-STATE = TrainingState(step=3, loader={"epoch": 1})
+STATE = TrainingState(step=3, session=1, loader={"epoch": 1})
 
 
-def make_checkpoint(folder: Path, step: int, *, complete: bool = True) -> Path:
+def make_checkpoint(folder: Path, step: int, *, session: int = 0, complete: bool = True) -> Path:
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
     (checkpoint / "model.safetensors").write_bytes(b"weights")
     if complete:
-        write_state(checkpoint, TrainingState(step=step, loader=None))
+        write_state(checkpoint, TrainingState(step=step, session=session, loader=None))
     return checkpoint
 
 
@@ -54,12 +55,33 @@ def test_a_state_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"step": 3}', '{"version": 2, "step": 3, "loader": null}']
+    "text",
+    ["", "{", "[]", '{"step": 3}', '{"version": 2, "step": 3, "session": 0, "loader": null}'],
 )
 def test_a_state_that_is_not_known_is_refused(tmp_path, text):
     (tmp_path / STATE_FILE).write_text(text)
     with pytest.raises(UsageError, match=r"no state of a run(.|\n)*expected: version 1"):
         read_state(tmp_path)
+
+
+def test_a_later_session_is_newer_whatever_its_steps(tmp_path):
+    """A run that is begun again where an older one went further."""
+    assert new_session(tmp_path) == 0
+    for step in (20, 30):
+        make_checkpoint(tmp_path, step, session=4)
+    assert new_session(tmp_path) == 5
+    ten = make_checkpoint(tmp_path, 10, session=5)
+    assert last_checkpoint(tmp_path) == ten
+    rotate(tmp_path, limit=2, keep=[ten])
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-30", "checkpoint-10"}
+
+
+def test_models_alone_are_nothing_to_go_on_from(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "save_only_model": True}
+    trainer = make_trainer(tiny_model(), ragged_samples(8), tmp_path, max_steps=2, **options)
+    trainer.train()
+    assert (tmp_path / "checkpoint-2" / "model.safetensors").is_file()
+    assert last_checkpoint(tmp_path) is None
 
 
 def test_rotation_removes_the_oldest_but_what_is_kept(tmp_path):

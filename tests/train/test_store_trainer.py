@@ -176,7 +176,7 @@ def test_a_checkpoint_of_other_options_or_data_is_refused(tmp_path, store):
     with pytest.raises(StoreMismatchError, match="other data"):
         store_trainer(tiny_model(), other, tmp_path, **options).train(**resume)
     (tmp_path / "checkpoint-2" / "kdstore_state.json").unlink()
-    with pytest.raises(UsageError, match="does not say where its data was"):
+    with pytest.raises(UsageError, match="does not say where the data was"):
         store_trainer(tiny_model(), store, tmp_path, **options).train(
             resume_from_checkpoint=str(tmp_path / "checkpoint-2")
         )

@@ -112,8 +112,9 @@ def test_killed_runs_end_like_one(tmp_path, processes, options):
     began = run_with_kills(processes, store, tmp_path / "killed", options=options)
     ends = [last_checkpoint(tmp_path / name) for name in ("whole", "killed")]
     assert ends[0].name == ends[1].name
-    assert read_state(ends[0]) == read_state(ends[1])
-    assert read_state(ends[0]).step == 13
+    states = [read_state(end) for end in ends]
+    assert [state.step for state in states] == [13, 13]
+    assert states[0].loader == states[1].loader
     assert_same(content(ends[1]), content(ends[0]))
     assert began == sorted(began)
     assert began[1] > 1
