@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ class Feed:
         self._group = int(options["group"])
         self.state = self._loader.state_dict()
         self._began = self.epochs_done
-        self._batches: Iterator[Batch] | None = None
+        self._batches: Generator[Batch, None, None] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         if self._batches is None:
@@ -102,8 +102,9 @@ class Feed:
         return self._batches
 
     def close(self) -> None:
-        """Stop what reads ahead; the next iteration goes on behind the last batch given out."""
-        self._batches = None
+        """Stop what reads ahead."""
+        if self._batches is not None:
+            self._batches.close()
 
     def trained_on(self, batch: Batch) -> None:
         """Remember the place behind a batch: ``state`` is that of the last one trained on."""
