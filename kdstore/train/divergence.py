@@ -2,7 +2,8 @@
 
 Looking at a number on a device waits for it, so losses are looked at where they are logged, before
 a checkpoint, and every ``STEPS_UNCHECKED`` steps at the latest; until then the device remembers
-which micro-batch was the first.
+which micro-batch was the first. ``run`` is the folder in which errors look for a checkpoint to go
+on from.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from kdstore.errors import TrainingError
+from kdstore.train.checkpoint import last_checkpoint
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from kdstore.readers.collate import Batch
 
 STEPS_UNCHECKED = 100
@@ -49,20 +49,20 @@ class LossWatch:
         return self._seen[place] if place < len(self._seen) else None
 
 
-def refuse_losses(names: Sequence[str], watch: LossWatch, *, step: int, saved: Path | None) -> None:
+def refuse_losses(names: Sequence[str], watch: LossWatch, *, step: int, run: str | None) -> None:
     """TrainingError for losses that are not finite, with the samples they began with."""
     first = watch.first()
     where = f"step {step}, a batch of another rank"
     if first is not None:
         where = f"step {first[0]}, a batch with the samples {', '.join(first[1])}, …"
-    raise _diverged(f"the loss {' and '.join(names)} is not finite", where=where, saved=saved)
+    raise _diverged(f"the loss {' and '.join(names)} is not finite", where=where, run=run)
 
 
-def check_gradient(logs: Mapping[str, Any], *, step: int, saved: Path | None) -> None:
+def check_gradient(logs: Mapping[str, Any], *, step: int, run: str | None) -> None:
     """TrainingError if the norm of the gradient that is logged is not finite."""
     norm = logs.get("grad_norm")
     if norm is not None and not math.isfinite(norm):
-        raise _diverged("the gradient is not finite", where=f"step {step}", saved=saved)
+        raise _diverged("the gradient is not finite", where=f"step {step}", run=run)
 
 
 def weights_not_finite(model: nn.Module) -> str | None:
@@ -77,13 +77,14 @@ def weights_not_finite(model: nn.Module) -> str | None:
     return next(name for name, value in finite.items() if not value)
 
 
-def refuse_weights(name: str | None, *, step: int, saved: Path | None) -> None:
+def refuse_weights(name: str | None, *, step: int, run: str | None) -> None:
     """TrainingError for weights that are not finite."""
     where = f"step {step}, {name or 'weights of another rank'}"
-    raise _diverged("the student has weights that are not finite", where=where, saved=saved)
+    raise _diverged("the student has weights that are not finite", where=where, run=run)
 
 
-def _diverged(what: str, *, where: str, saved: Path | None) -> TrainingError:
+def _diverged(what: str, *, where: str, run: str | None) -> TrainingError:
+    saved = None if run is None else last_checkpoint(run)
     goes_on = "start again" if saved is None else f"go on from {saved}"
     return TrainingError(
         f"training diverged: {what}",

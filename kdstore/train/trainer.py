@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,6 @@ from transformers import TrainingArguments
 
 from kdstore.errors import StoreMismatchError, UsageError
 from kdstore.sample import Sample
-from kdstore.train.checkpoint import last_checkpoint
 from kdstore.train.divergence import (
     STEPS_UNCHECKED,
     LossWatch,
@@ -175,7 +173,7 @@ class DistillTrainer(StoreTrainer):
         if "loss" in logs and self._steps_summed:
             logs = {**logs, **self._drain_loss_means()}
             if self.accelerator.scaler is None:  # it skips the steps of such gradients
-                check_gradient(logs, step=self.state.global_step, saved=self._saved())
+                check_gradient(logs, step=self.state.global_step, run=self.args.output_dir)
         super().log(logs, start_time)
 
     def _drain_loss_means(self) -> dict[str, float]:
@@ -193,7 +191,7 @@ class DistillTrainer(StoreTrainer):
             if not math.isfinite(sum_)
         ]
         if bad:
-            refuse_losses(bad, self._watch, step=self.state.global_step, saved=self._saved())
+            refuse_losses(bad, self._watch, step=self.state.global_step, run=self.args.output_dir)
         self._watch.clear()
         return sums
 
@@ -203,11 +201,8 @@ class DistillTrainer(StoreTrainer):
         name = weights_not_finite(self.model)
         flag = torch.tensor(float(name is not None), device=self.args.device)
         if self.accelerator.reduce(flag, reduction="sum"):
-            refuse_weights(name, step=self.state.global_step, saved=self._saved())
+            refuse_weights(name, step=self.state.global_step, run=self.args.output_dir)
         super()._save_checkpoint(model, trial)
-
-    def _saved(self) -> Path | None:
-        return last_checkpoint(self.args.output_dir)
 
     def evaluate(
         self,

@@ -76,10 +76,10 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_is_refused():
-    divergence.check_gradient({"loss": 1.0}, step=1, saved=None)
-    divergence.check_gradient({"grad_norm": 2.0}, step=1, saved=None)
+    divergence.check_gradient({"loss": 1.0}, step=1, run=None)
+    divergence.check_gradient({"grad_norm": 2.0}, step=1, run=None)
     with pytest.raises(TrainingError, match=r"gradient is not finite\n  where: step 7"):
-        divergence.check_gradient({"grad_norm": math.inf}, step=7, saved=None)
+        divergence.check_gradient({"grad_norm": math.inf}, step=7, run=None)
 
 
 def test_finite_weights_have_no_name():
