@@ -128,12 +128,17 @@ class StoreTrainer(Trainer):  # type: ignore[misc]
             taken = 0 if self._resumed is None else self._resumed.step
             steps = taken + self._feed.steps_until(args.num_train_epochs)
             epochs = math.ceil(args.num_train_epochs)
-        samples = self.get_total_train_batch_size(args)
-        batches = steps * args.gradient_accumulation_steps
-        # An epoch has as many steps as all together, which is too many: EpochEnds ends it.
+        steps_an_epoch = max(steps, 1)  # too many: EpochEnds says when one is over
+        batches_an_epoch = steps_an_epoch * args.gradient_accumulation_steps
+        a_step = self.get_total_train_batch_size(args)
         return (
-            *(epochs, max(steps, 1), len(self.train_dataset), steps * samples),
-            *(samples, batches, steps),
+            epochs,
+            steps_an_epoch,
+            len(self.train_dataset),
+            steps * a_step,
+            a_step,
+            batches_an_epoch,
+            steps,
         )
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:

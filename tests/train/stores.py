@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import LlamaForCausalLM
 
 import kdstore
@@ -58,8 +59,6 @@ def write_store(folder: Path, *, count: int = 40, seed: int = 0) -> Store:
 
 def dropout_model(seed: int = 0) -> LlamaForCausalLM:
     """The tiny model with dropout, so that a step depends on the state of random numbers."""
-    import torch
-
     torch.manual_seed(seed)
     config = tiny_config()
     config.attention_dropout = 0.3
