@@ -69,3 +69,16 @@ def publish_new(partial: Path, target: Path) -> bool:
         partial.replace(target)
     _sync_folder(target.parent)
     return True
+
+
+def sync_tree(folder: Path) -> None:
+    """Sync every file below a folder, and the folders, that others have written."""
+    for path in [folder, *folder.rglob("*")]:
+        _sync_folder(path) if path.is_dir() else _sync(path)
+
+
+def withdraw(target: Path) -> None:
+    """Take a file away for good, if it is there."""
+    if target.exists():
+        target.unlink()
+        _sync_folder(target.parent)

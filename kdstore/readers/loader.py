@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from kdstore.readers.dataset import BatchDataset, PositionFilter
 from kdstore.readers.mixture import parts_of
 from kdstore.readers.planner import make_order
 from kdstore.readers.ranks import rank_and_world_size
-from kdstore.readers.sequence import BatchSequence
+from kdstore.readers.sequence import BatchSequence, epochs_before
 
 if TYPE_CHECKING:
     from kdstore.readers.mixture import Mixture, Part
@@ -39,6 +39,8 @@ class Loader:
       ``multiprocessing_context``: ``fork`` or ``spawn``
     * ``keep``: which scored positions are trained on
     * ``pad_id``: token id where a row has no sample
+    * ``group``: steps of an epoch are a multiple of this, made so by fillers: the batches of one
+      optimizer step, where gradients are accumulated
     """
 
     def __init__(
@@ -53,12 +55,13 @@ class Loader:
         multiprocessing_context: str | None = None,
         keep: PositionFilter | None = None,
         pad_id: int = 0,
+        group: int = 1,
         **batches: Any,
     ) -> None:
-        if epochs < 1:
-            raise UsageError("a loader has epochs", expected="at least 1", got=epochs)
+        _check_positive("epochs", epochs)
+        _check_positive("group", group)
         self.rank, self.world_size = rank_and_world_size(rank, world_size)
-        self._config, self._epochs = BatchConfig(**batches), epochs
+        self._config, self._epochs, self._group = BatchConfig(**batches), epochs, group
         if columns is not None:
             _check_filter(keep, columns)
             data = data.with_columns(columns)
@@ -71,7 +74,7 @@ class Loader:
         )
         self._state = BatchSequence(self._parts, self._config, None).state
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         for batch in self._batches():
             self._state = batch.cursor
             yield batch
@@ -91,6 +94,25 @@ class Loader:
         """
         self._state = BatchSequence(self._parts, self._config, state).state
 
+    def count_steps(self, epochs: int = 1) -> list[int]:
+        """Batches of this rank, fillers included, in what is left of the epoch and in those after.
+
+        Planned from the lengths of samples, as reading is, and nothing is decoded. All ranks have
+        equally many.
+        """
+        sequence = BatchSequence(self._parts, self._config, self._state)
+        per_group = self.world_size * self._group
+        return [-(-sequence.count() // per_group) * self._group for _ in range(epochs)]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no epoch has a batch: there is no sample, or all are left out."""
+        return next(BatchSequence(self._parts, self._config, None).steps(0, 1), None) is None
+
+    def epochs_before(self, state: dict[str, Any]) -> float:
+        """Epochs before a state, by samples: 1.25 where a quarter of the second is done."""
+        return epochs_before(self._parts, state)
+
     def _batches(self) -> Iterator[Batch]:
         plans = ahead(self._plans(), max(self._workers, 1) * PLANS_AHEAD)
         if not self._workers:
@@ -102,6 +124,7 @@ class Loader:
                 collate_fn=self._collate,
                 num_workers=self._workers,
                 multiprocessing_context=self._context,
+                generator=torch.Generator(),  # else each start would draw from the global one
             )
         )
 
@@ -109,7 +132,12 @@ class Loader:
         sequence = BatchSequence(self._parts, self._config, self._state)
         last = (sequence.epoch // self._epochs + 1) * self._epochs
         while sequence.epoch < last:
-            yield from sequence.steps(self.rank, self.world_size)
+            yield from sequence.steps(self.rank, self.world_size, group=self._group)
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise UsageError(f"{name} of a loader cannot work", expected="at least 1", got=value)
 
 
 def _check_filter(keep: PositionFilter | None, columns: Sequence[str]) -> None:

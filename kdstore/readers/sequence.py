@@ -41,12 +41,13 @@ class BatchSequence:
         self._parts = [_Progress(part, config, place) for part, place in pairs]
         self.state: State = state or self._state()
 
-    def steps(self, rank: int, world_size: int) -> Iterator[BatchPlan]:
+    def steps(self, rank: int, world_size: int, *, group: int = 1) -> Iterator[BatchPlan]:
         """One rank's batches until the epoch ends, each with the state behind its step.
 
-        All ranks get equally many: where there is none left for one, it is a filler.
+        All ranks get equally many, a multiple of ``group``: where there is none left for one, it is
+        a filler.
         """
-        ahead = self._next_batch()
+        ahead, count = self._next_batch(), 0
         if ahead is None:
             self._end_epoch()
         while ahead:
@@ -62,6 +63,18 @@ class BatchSequence:
                 yield batches[rank].plan(self.state)
             else:
                 yield batches[0].filler(self.state)
+            count += 1
+            if ahead is None:
+                for _ in range(-count % group):
+                    yield batches[0].filler(self.state)
+
+    def count(self) -> int:
+        """Batches of all ranks that are left of the epoch; goes on to the next, without plans."""
+        count = 0
+        while self._next_batch():
+            count += 1
+        self._end_epoch()
+        return count
 
     def _end_epoch(self) -> None:
         self.epoch, self._batch = self.epoch + 1, 0
@@ -132,6 +145,15 @@ class _Progress:
         return _Batch(
             packs, self._part.first, self._epoch % data.num_draws if draw is None else draw
         )
+
+
+def epochs_before(parts: Sequence[Part], state: State) -> float:
+    """Epochs that lie before a state, by samples: 1.25 where a quarter of the second is done."""
+    wanted = sum(part.samples_per_epoch for part in parts)
+    pairs = zip(parts, state["parts"], strict=True)
+    given = sum(epoch * len(part.data) + taken for part, (epoch, taken, _) in pairs)
+    share = given / wanted - state["epoch"] if wanted and state["batch"] else 0.0
+    return float(state["epoch"] + min(max(share, 0.0), 1.0))
 
 
 def _fingerprint(parts: Sequence[Part]) -> str:

@@ -6,7 +6,6 @@ Relative paths are relative to the current working directory, not to the YAML fi
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,7 +147,7 @@ class TrainConfig:
     * ``teachers``: name -> store, of what others said of the samples of ``store``
     * ``cache_dir``, ``cache_bytes``: where shards of remote stores are kept
     * ``loader``: which batches there are; order is of ``seed`` and `training`
-    * ``losses``: name -> weight, total = Σ weight · loss; a weight of 0 computes nothing
+    * ``losses``: what `kdstore.train.objective.Objective` takes: name -> weight, or its options
     * ``lora``: adapters to train, ``freeze``: patterns of parameters not to
     * ``training``: fields of `transformers.TrainingArguments`, ``output_dir`` among them
     * ``seed``: initial weights of a new student, order of the samples, dropout
@@ -161,7 +160,7 @@ class TrainConfig:
     cache_bytes: int | None = None
     student: StudentConfig
     loader: BatchConfig = field(default_factory=lambda: BatchConfig(batch_size=DEFAULT_BATCH_SIZE))
-    losses: dict[str, float] = field(default_factory=lambda: {"forward_kl": 1.0})
+    losses: dict[str, Any] = field(default_factory=lambda: {"forward_kl": 1.0})
     lora: LoraConfig | None = None
     freeze: list[str] = field(default_factory=list)
     eval: EvalConfig | None = None
@@ -196,7 +195,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
     _refuse_reserved(data, "loader", RESERVED_LOADER)
     _refuse_reserved(data, "training", RESERVED_TRAINING)
     config: TrainConfig = build(TrainConfig, _with_default_batch(data))
-    _check_losses(config.losses)
+    _check_losses(config)
     _check_training(config.training)
     return config
 
@@ -264,16 +263,18 @@ def _check_adapters(config: TrainConfig) -> None:
         )
 
 
-def _check_losses(losses: dict[str, float]) -> None:
-    from kdstore.train.losses import LOSSES
+def _check_losses(config: TrainConfig) -> None:
+    from kdstore.train.objective import Objective
 
-    refuse_unknown(losses, LOSSES, where="losses")
-    if not all(math.isfinite(weight) for weight in losses.values()):
-        raise UsageError("a weight is not finite", where="losses", expected="numbers", got=losses)
-    if not any(losses.values()):
-        raise UsageError(
-            "no loss to train on", where="losses", expected="a weight other than 0", got=losses
-        )
+    for teacher in Objective(config.losses).teachers:
+        if teacher is not None and teacher not in config.teachers:
+            raise UsageError(
+                "a loss listens to a teacher that the configuration does not have",
+                where="losses",
+                expected=", ".join(config.teachers) or "a name of `teachers`, which is empty",
+                got=teacher,
+                todo=f"add its store: teachers.{teacher}=URL",
+            )
 
 
 def _check_training(training: dict[str, Any]) -> None:

@@ -78,6 +78,13 @@ class Request:
         by = divisor(self.batch, self.denominator)
         return torch.stack(totals).sum() / by, torch.cat(values) / by
 
+    def of_logits(self, model: Any, output: Any) -> DistillOutput:
+        """The same from logits that a model without the head gave."""
+        found = self.objective(
+            output.logits, self.batch, progress=self.progress, denominator=self.denominator
+        )
+        return self.output(model, (found.total, found.values_n), output)
+
     def output(self, model: Any, answer: tuple[Tensor, ...], output: Any) -> DistillOutput:
         """The losses, with the auxiliary one of a mixture of experts."""
         loss, values_n = answer

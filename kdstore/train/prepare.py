@@ -12,10 +12,8 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-import kdstore
 from kdstore.errors import KDStoreError, UsageError
 from kdstore.inputs import InputConfig
-from kdstore.readers.batches import BatchConfig
 from kdstore.train.heldout import read_held_out
 from kdstore.train.sources import open_data, stores_of
 from kdstore.train.student import (
@@ -76,23 +74,13 @@ def make_trainer(
             losses=config.losses,
             eval_dataset=prepared.held_out,
             callbacks=callbacks,
-            **_batches(config, prepared.data),
+            train_dataset=prepared.data,
+            loader=config.loader_options,
         )
     # Both write to standard output, which is the command's.
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
-
-
-def _batches(config: TrainConfig, data: Samples | Mixture) -> dict[str, Any]:
-    """What the trainer is told of its batches."""
-    # Until DistillTrainer takes `loader`, when all of this becomes
-    # {"train_dataset": data, "loader": config.loader_options}.
-    loader = config.loader
-    plain = BatchConfig(batch_size=loader.batch_size or 1)
-    if loader != plain or config.mixture is not None:
-        raise UsageError("the trainer does not take this yet", where="loader", got=loader)
-    return {"train_dataset": data, "data_collator": kdstore.Collator()}
 
 
 def training_arguments(config: TrainConfig) -> TrainingArguments:

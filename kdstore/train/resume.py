@@ -6,9 +6,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from kdstore.errors import StoreMismatchError, UsageError
+from kdstore.train import checkpoint
 from kdstore.train.config import TrainConfig
 from kdstore.train.sources import stores_of
 
@@ -21,7 +20,7 @@ def last_checkpoint(config: TrainConfig, data: Any) -> str:
     Raises UsageError if there is none, StoreMismatchError naming the setting that differs.
     """
     folder = config.output_dir
-    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    found = checkpoint.last_checkpoint(folder)
     if found is None or not (folder / RUN_FILE).exists():
         raise UsageError(
             "nothing to resume",

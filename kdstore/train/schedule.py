@@ -42,7 +42,9 @@ class Schedule:
                 got=f"since={self.since}, until={self.until}",
             )
         if not all(math.isfinite(value) for value in (self.start, self.end or 0.0)):
-            raise UsageError("a schedule is of numbers", got=f"{self.start} to {self.end}")
+            raise UsageError(
+                "a weight or temperature is not finite", got=f"{self.start} to {self.end}"
+            )
 
     def at(self, progress: float) -> float:
         """The value when a share ``progress`` of training, from 0 to 1, is done."""

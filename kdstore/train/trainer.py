@@ -6,19 +6,28 @@ losses, their one denominator, and an evaluation that divides once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from kdstore.errors import StoreMismatchError, UsageError
-from kdstore.readers.sampler import EpochSampler
-from kdstore.readers.store import Store
 from kdstore.sample import Sample
 from kdstore.train.evaluate import evaluation_sums, metrics_of_sums
+from kdstore.train.finite import (
+    STEPS_UNCHECKED,
+    LossWatch,
+    check_gradient,
+    refuse_losses,
+    refuse_weights,
+    weights_not_finite,
+)
+from kdstore.train.head import DistillHead, Request
 from kdstore.train.objective import Objective
+from kdstore.train.store_trainer import StoreTrainer
 from kdstore.train.student import longest_sequence
 
 if TYPE_CHECKING:
@@ -32,17 +41,24 @@ _REFUSED = {
 }
 
 
-class DistillTrainer(Trainer):  # type: ignore[misc]
+class DistillTrainer(StoreTrainer):
     """Trains ``model`` on Σ weight · loss over the samples of a store.
 
-    * ``train_dataset``: a Store, or anything map-style whose items are Samples with a signal
+    * ``train_dataset``: a Store, Concatenation, Join or Mixture, or a list of Samples with signals
     * ``losses``: what `kdstore.train.objective.Objective` takes: name -> weight or options
-    * ``data_collator``: a `kdstore.Collator`: list of Samples -> Batch
+    * ``loader``: for a store, options of `kdstore.readers.loader.Loader`. By default ``batch_size``
+      is per_device_train_batch_size, unless ``batch_tokens`` is set, ``seed`` is data_seed or
+      seed, and ``shuffle`` is what train_sampling_strategy says
+    * ``data_collator``: for a list: samples -> Batch; by default a `kdstore.Collator`
+    * ``fused``: take losses from hidden states by a `DistillHead`; False makes whole logits first
     * ``eval_dataset``: held-out Samples; scored are their runs, no signal is needed
 
     **One denominator.** Each step divides by the scored positions of all its micro-batches on
-    all ranks, so neither gradient accumulation nor the number of ranks changes the step. Ragged
-    last batches are evened out as accelerate does, by repeating samples.
+    all ranks, so neither gradient accumulation nor the number of ranks changes the step. Where an
+    epoch of a store ends, fillers that score nothing complete its last step. Ragged last batches of
+    a list are evened out as accelerate does, by repeating samples.
+
+    A loss, gradient or weight that is not finite is a TrainingError, at the next log or checkpoint.
 
     Logs each loss under its name, unweighted, beside their weighted sum ``loss``.
     """
@@ -58,25 +74,29 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         *,
         train_dataset: Any,
         losses: Mapping[str, Any],
-        data_collator: Any,
+        fused: bool = True,
         eval_dataset: Sequence[Sample] | None = None,
         **kwargs: Any,
     ) -> None:
         _check_arguments(args)
         _check_extras(kwargs)
+        self.objective = Objective(losses)
+        self._fused = fused
+        if fused:
+            DistillHead.attach(model)
         args.remove_unused_columns = False
+        args.logging_nan_inf_filter = False  # it hides a NaN, and waits for each micro-batch
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            data_collator=data_collator,
             **kwargs,
         )
         self._longest = longest_sequence(model)
-        self.objective = Objective(losses)
         self._loss_sums = torch.zeros(len(self.objective.names), device=args.device)
         self._steps_summed = 0
+        self._watch = LossWatch(args.device)
         if self.get_cp_size() * self.get_sp_size() > 1:
             raise UsageError(
                 "context and sequence parallelism would cut a batch off its signal",
@@ -96,23 +116,33 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         ``model`` is the wrapped module: calling what it wraps would skip the synchronisation of
         gradients. The ranks' gradients are averaged afterwards, hence the factor.
         """
-        outputs = model(**inputs.model_inputs())
-        found = self.objective(
-            outputs.logits,
-            inputs,
-            progress=self.state.global_step / max(self.state.max_steps, 1),
-            denominator=num_items_in_batch,
-        )
-        self._loss_sums += found.values_n.float()
-        total = found.total
+        request = Request(self.objective, inputs, self._progress(), num_items_in_batch)
+        if self._fused:
+            outputs = model(**inputs.model_inputs(), distill=request)
+        else:
+            outputs = model(**inputs.model_inputs())
+            outputs = request.of_logits(self.model, outputs)
+        self._loss_sums += outputs.values_n.float()
+        total = outputs.loss
         if num_items_in_batch is not None:
             total = total * self._data_ranks()
         return (total, outputs) if return_outputs else total
 
+    def _progress(self) -> float:
+        return float(self.state.global_step / max(self.state.max_steps, 1))
+
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of the next step and their number of scored positions."""
+        if self._steps_summed and self._steps_summed % STEPS_UNCHECKED == 0:
+            self._check_losses()
         self._steps_summed += 1
         return super().get_batch_samples(*args, **kwargs)
+
+    def training_step(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss of a micro-batch, after its backward pass."""
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._watch.see(inputs, loss, step=self.state.global_step + 1)
+        return loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
         """int64: scored positions of the step, over micro-batches and ranks; at least 1."""
@@ -120,9 +150,6 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         # Ranks of one tensor-parallel group see the same batches.
         total = self.accelerator.gather(count).sum() // self.get_tp_size()
         return total.clamp(min=1)  # type: ignore[no-any-return]
-
-    def _data_ranks(self) -> int:
-        return int(self.accelerator.num_processes // self.get_tp_size())
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         longest = int(inputs.cu_seqlens.diff().max())
@@ -136,15 +163,6 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             )
         return inputs.to(self.args.device)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """For a Store, the order that reads each row group once; else the parent's."""
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        random = str(self.args.train_sampling_strategy) == "random"
-        if not isinstance(dataset, Store) or not random:
-            return super()._get_train_sampler(train_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochSampler(dataset, seed=seed)
-
     def floating_point_ops(self, inputs: Batch) -> int:
         """Estimated operations of a forward and backward pass of one batch."""
         return int(super().floating_point_ops({"input_ids": inputs.input_ids}))
@@ -153,16 +171,45 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         super()._track_num_input_tokens(inputs.model_inputs())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add each loss's mean since the last log to what Trainer logs of training."""
+        """Add each loss's mean since the last log to what Trainer logs of training.
+
+        Raises TrainingError if one of them, or the gradient, is not finite.
+        """
+        if "train_loss" in logs:  # the end of training
+            self._check_losses()
         if "loss" in logs and self._steps_summed:
             logs = {**logs, **self._drain_loss_means()}
+            if self.accelerator.scaler is None:  # it skips the steps of such gradients
+                check_gradient(logs, step=self.state.global_step, run=self.args.output_dir)
         super().log(logs, start_time)
 
     def _drain_loss_means(self) -> dict[str, float]:
-        sums = self.accelerator.reduce(self._loss_sums, reduction="sum") / self.get_tp_size()
+        sums = self._check_losses() / self.get_tp_size()
         means = (sums / self._steps_summed).tolist()
         self._loss_sums, self._steps_summed = torch.zeros_like(self._loss_sums), 0
         return dict(zip(self.objective.names, means, strict=True))
+
+    def _check_losses(self) -> Tensor:
+        """Sums of the losses since the last log over all ranks; TrainingError if not finite."""
+        sums: Tensor = self.accelerator.reduce(self._loss_sums, reduction="sum")
+        bad = [
+            name
+            for name, sum_ in zip(self.objective.names, sums.tolist(), strict=True)
+            if not math.isfinite(sum_)
+        ]
+        if bad:
+            refuse_losses(bad, self._watch, step=self.state.global_step, run=self.args.output_dir)
+        self._watch.clear()
+        return sums
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint; TrainingError instead if losses or weights are not finite."""
+        self._check_losses()
+        name = weights_not_finite(self.model)
+        flag = torch.tensor(float(name is not None), device=self.args.device)
+        if self.accelerator.reduce(flag, reduction="sum"):
+            refuse_weights(name, step=self.state.global_step, run=self.args.output_dir)
+        super()._save_checkpoint(model, trial)
 
     def evaluate(
         self,

@@ -1,46 +1,43 @@
-"""Two ranks take the steps that one process would: the denominator is global.
-
-accelerate's FSDP plugin falls back to DDP on a CPU without a word, so FSDP2 is tested in a bare
-loop here. Trainer with FSDP2 and with ZeRO-3 need GPUs: tests/train/test_gpu_sharded.py.
-"""
+"""Two ranks take the steps that one process would: the denominator is global."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.train import fsdp_worker
+from tests.train.ddp_worker import LAYOUTS, SPLITS
+from tests.train.launch import run_on_two_ranks
+from tests.train.stores import store_trainer, write_store
+from tests.train.test_distill_trainer import StopAt
 from tests.train.train_helpers import make_trainer, parameters_of, ragged_samples, tiny_model
 
-HERE = Path(__file__).parent
+TWO_EPOCHS: dict[str, Any] = {"num_train_epochs": 2, "lr_scheduler_type": "linear"}
 
 
-def run_on_two_ranks(worker: str, *arguments: str) -> None:
-    """torchrun of a program of this folder, on this machine."""
-    root = HERE.parent.parent
-    # The loopback by name: looking the host's own name up may wait for a network that is not there.
-    environment = os.environ | {
-        "PYTHONPATH": str(root),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    launcher = ["-m", "torch.distributed.run", *rendezvous, "--nproc-per-node=2"]
-    command = [sys.executable, *launcher, str(HERE / worker), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Of a store of 36 samples, and a run on it that one process stopped after step 3."""
+    folder = tmp_path_factory.mktemp("ranks")
+    store = write_store(folder / "store", count=36)
+    split = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    store_trainer(
+        tiny_model(), store, folder / "one", callbacks=[StopAt(3)], **split, **TWO_EPOCHS
+    ).train()
+    return folder
 
 
-def test_two_ranks_equal_one_process(tmp_path):
+@pytest.fixture(scope="module")
+def found(folder) -> dict[str, Any]:
+    """What two ranks end with."""
+    run_on_two_ranks("ddp_worker.py", str(folder))
+    return torch.load(folder / "found.pt")
+
+
+def test_two_ranks_equal_one_process(tmp_path, found):
     """Ragged micro-batches on both ranks; the second half of each batch has fewer positions."""
-    run_on_two_ranks("ddp_worker.py", str(tmp_path))
-    found = torch.load(tmp_path / "found.pt")
-
     model = tiny_model()
     trainer = make_trainer(
         model,
@@ -54,25 +51,44 @@ def test_two_ranks_equal_one_process(tmp_path):
     )
     trainer.train()
 
-    torch.testing.assert_close(found["parameters"], parameters_of(model), rtol=0, atol=1e-5)
+    two = found["list"]
+    torch.testing.assert_close(two["parameters"], parameters_of(model), rtol=0, atol=1e-5)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    for ours, theirs in zip(logs, found["logs"], strict=True):
+    for ours, theirs in zip(logs, two["logs"], strict=True):
         for name in ("loss", "forward_kl", "ce"):
             assert theirs[name] == pytest.approx(ours[name], abs=1e-5)
     metrics = trainer.evaluate()
-    assert found["metrics"]["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-5)
-    assert found["metrics"]["eval_num_tokens"] == metrics["eval_num_tokens"]
+    assert two["metrics"]["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-5)
+    assert two["metrics"]["eval_num_tokens"] == metrics["eval_num_tokens"]
 
 
-@pytest.mark.parametrize("kind", ["tied", "apart"])
-def test_fully_sharded_equals_one_process(tmp_path, kind):
-    """FSDP2 in a bare loop with DistillHead: parameters are DTensors, five steps come out alike."""
-    run_on_two_ranks("fsdp_worker.py", str(tmp_path), kind)
-    found = torch.load(tmp_path / "found.pt")
-    model = fsdp_worker.make_student(tied=kind == "tied")
-    start = {name: value.clone() for name, value in model.state_dict().items()}
-    steps = fsdp_worker.batches(0, 1)
-    fsdp_worker.train(model, steps, fsdp_worker.count_positions(), world_size=1)
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5)
-        assert not torch.allclose(value, start[name], atol=1e-3)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_ranks_on_a_store_equal_one_process(tmp_path, folder, found, layout):
+    """However a step of 8 is split; the schedule falls once a step."""
+    store = write_store(tmp_path / "store", count=36)
+    options = {"per_device_train_batch_size": 8, **TWO_EPOCHS}
+    one = store_trainer(tiny_model(), store, tmp_path, loader=LAYOUTS[layout], **options)
+    one.train()
+    rates = [log["learning_rate"] for log in one.state.log_history if "loss" in log]
+    for batch_size, _ in SPLITS:
+        two = found[f"{layout} {batch_size}"]
+        expected = parameters_of(one.model)
+        torch.testing.assert_close(two["parameters"], expected, rtol=0, atol=1e-5)
+        assert two["rates"] == pytest.approx(rates)
+
+
+def test_two_ranks_go_on_where_one_stopped(folder, found, tmp_path):
+    store = write_store(tmp_path / "store", count=36)
+    options = {"per_device_train_batch_size": 8, **TWO_EPOCHS}
+    one = store_trainer(tiny_model(), store, tmp_path, **options)
+    one.train()
+    two = found["resumed"]
+    torch.testing.assert_close(two["parameters"], parameters_of(one.model), rtol=0, atol=1e-5)
+    assert len(two["rates"]) == 10
+
+
+def test_both_ranks_stop_where_one_diverges(found):
+    """One says which samples, the other that it was the other."""
+    first, second = found["diverged"]
+    assert "step 2, a batch of another rank" in first
+    assert "step 2, a batch with the samples " in second

@@ -93,7 +93,7 @@ def test_two_teachers():
         ({"jsd": {"weight": "x"}}, "losses.jsd.weight has the wrong type"),
         ({"jsd": {"weight": {"start": 1.0}}}, "a schedule has an end"),
         ({"jsd": {"weight": {"start": 1.0, "end": 0.0, "until": 2.0}}}, "over a share of training"),
-        ({"jsd": {"weight": float("nan")}}, "a schedule is of numbers"),
+        ({"jsd": {"weight": float("nan")}}, "not finite"),
         ({"ce": {"temperature": 2.0}}, "unknown key 'losses.ce.temperature'"),
         ({"ce": 0.0}, "no loss to train on"),
         ({}, "no loss to train on"),

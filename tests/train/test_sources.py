@@ -14,8 +14,6 @@ from kdstore.readers.mixture import Mixture
 from kdstore.train.run import run_training
 from kdstore.train.sources import describe_data, open_data, stores_of
 
-needs_loader = pytest.mark.skip(reason="until DistillTrainer takes `loader`")
-
 
 @pytest.fixture
 def topk(dump):
@@ -107,7 +105,6 @@ def test_a_store_that_is_not_there(configured):
         open_data(configured("store=[nowhere]"))
 
 
-@needs_loader
 def test_a_run_on_a_mixture(configured, rich_store, topk):
     members = f"mixture=[{{store: {rich_store}, weight: 2}}, {{store: {topk}}}]"
     metrics = run_training(configured("store=null", members), quiet=True)
@@ -120,7 +117,6 @@ def test_a_run_on_a_mixture(configured, rich_store, topk):
         )
 
 
-@needs_loader
 @pytest.mark.parametrize("pack", ["false", "true"])
 def test_a_run_by_tokens(configured, pack):
     changes = ["loader={batch_tokens: 256}", f"loader.pack={pack}", "training.max_steps=8"]

@@ -140,7 +140,7 @@ def test_overrides_make_what_is_missing(write):
         ("lora={dropout: 1}", r"no probability\n  where: lora.dropout"),
         ("lora={rank: 8}", "unknown key 'lora.rank'"),
         ("lora={}", "lora freezes everything but its adapters already"),
-        ("losses.ce=true", r"losses has the wrong type"),
+        ("losses.ce=true", r"losses.ce.weight has the wrong type"),
         ("losses=null", r"losses has the wrong type"),
         ("student.dtype=float8", r"expected: 'float32' or 'bfloat16' or 'float16'"),
         ("student.path=x", r"exactly one of student.path, student.config and"),

@@ -136,6 +136,19 @@ def make_trainer(
     **arguments: Any,
 ) -> DistillTrainer:
     """A trainer on the CPU that prints nothing; ``arguments`` are TrainingArguments."""
+    return DistillTrainer(
+        model,
+        training_arguments(folder, **arguments),
+        train_dataset=samples,
+        losses=losses or {"forward_kl": 1.0},
+        data_collator=Collator(pack=pack),
+        eval_dataset=eval_dataset,
+        callbacks=callbacks,
+    )
+
+
+def training_arguments(folder: Path, **arguments: Any) -> TrainingArguments:
+    """Of plain SGD on the CPU, that prints nothing and logs each step."""
     defaults = {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -149,15 +162,7 @@ def make_trainer(
         "max_grad_norm": 0.0,
         "logging_steps": 1,
     }
-    return DistillTrainer(
-        model,
-        TrainingArguments(**(defaults | arguments)),
-        train_dataset=samples,
-        losses=losses or {"forward_kl": 1.0},
-        data_collator=Collator(pack=pack),
-        eval_dataset=eval_dataset,
-        callbacks=callbacks,
-    )
+    return TrainingArguments(**(defaults | arguments))
 
 
 def parameters_of(model: torch.nn.Module) -> torch.Tensor:

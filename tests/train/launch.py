@@ -1,0 +1,26 @@
+"""torchrun of a program of this folder, on this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def run_on_two_ranks(worker: str, *arguments: str) -> None:
+    """Run it with two ranks; its errors are those of the test."""
+    root = HERE.parent.parent
+    # The loopback by name: looking the host's own name up may wait for a network that is not there.
+    environment = os.environ | {
+        "PYTHONPATH": str(root),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    launcher = ["-m", "torch.distributed.run", *rendezvous, "--nproc-per-node=2"]
+    command = [sys.executable, *launcher, str(HERE / worker), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
