@@ -76,7 +76,9 @@ class Inputs:
         rows = torch.arange(setting.tokens, device=setting.device)
         ends = torch.tensor([0, setting.tokens + 1], dtype=torch.int32)
         weights = torch.ones(setting.tokens, device=setting.device)
-        return Batch(tokens, tokens, None, ends, labels, signal, rows, weights, ["one"])
+        return Batch(
+            tokens, tokens, None, ends, labels, signal, rows, weights, ["one"], setting.tokens + 1
+        )
 
     @cached_property
     def topk(self) -> Batch:

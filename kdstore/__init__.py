@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kdstore.readers.sampler import BatchSampler
     from kdstore.readers.scan import scan
     from kdstore.readers.store import Store
+    from kdstore.readers.weights import TokenWeights
     from kdstore.train import losses
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "Span",
     "SparseSignal",
     "Store",
+    "TokenWeights",
     "__version__",
     "explode",
     "losses",
@@ -55,6 +57,7 @@ _LAZY = {
     "Mixture": ("kdstore.readers.mixture", "Mixture"),
     "PositionFilter": ("kdstore.readers.dataset", "PositionFilter"),
     "Store": ("kdstore.readers.store", "Store"),
+    "TokenWeights": ("kdstore.readers.weights", "TokenWeights"),
     "explode": ("kdstore.readers.explode", "explode"),
     "losses": ("kdstore.train.losses", None),
     "open": ("kdstore.readers.opening", "open"),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdstore.errors import UsageError
 from kdstore.readers.dataset import PlannedSamples
+from kdstore.readers.weights import TokenWeights
 from kdstore.sample import Sample
 from kdstore.signal import SparseSignal, TorchSignal
 
@@ -27,10 +28,11 @@ class Batch:
       samples a row, positions start again at each
     * ``attention_mask`` int64 [B, L]; None if packed
     * ``cu_seqlens`` int32: where samples begin in the row of all their tokens, and its end. Packed,
-      these are the tokens of ``input_ids.view(-1)``, and the padding of a row counts as a sample
+      these are the tokens of ``input_ids.view(-1)``, and the padding of a row counts as samples
     * ``labels`` int64 like ``input_ids``: the token at scored positions, else -100; not shifted
     * ``signal``: the S scored positions, sample after sample; ``logit_rows_S`` int64
     * ``weights_S`` float32: token weights, one each unless set
+    * ``longest``: tokens of the longest sample
     * ``cursor``: the loader's state after this batch
     * ``is_filler``: nothing is scored, so that a rank may step that has no batch left
     * ``teachers``: of joined stores, what the others said; see ``of_teacher``
@@ -45,21 +47,34 @@ class Batch:
     logit_rows_S: Tensor
     weights_S: Tensor
     sample_ids: list[str]
+    longest: int
     cursor: Any = None
     is_filler: bool = False
     teachers: Mapping[str, Answers] = field(default_factory=dict)
 
-    def model_inputs(self) -> dict[str, Any]:
+    def model_inputs(self, *, varlen: bool = False) -> dict[str, Any]:
         """What a transformers model takes; packed samples do not see each other.
 
-        No cache: with one, transformers does not look for the samples of a packed row, and they
-        would attend to each other.
+        ``varlen`` is for attention that is told of packed samples by their lengths, flash attention
+        and ``varlen_sdpa``: all rows become one, beside where samples begin and the longest's
+        length. No cache: with one, transformers does not look for the samples of a packed row, and
+        they would attend to each other.
         """
-        if self.attention_mask is None:
-            masking = {"position_ids": self.position_ids}
-        else:
+        if self.attention_mask is not None:
             masking = {"attention_mask": self.attention_mask}
-        return {"input_ids": self.input_ids, **masking, "use_cache": False}
+            return {"input_ids": self.input_ids, **masking, "use_cache": False}
+        rows = {"input_ids": self.input_ids, "position_ids": self.position_ids, "use_cache": False}
+        if not varlen:
+            return rows
+        return {
+            "input_ids": self.input_ids.view(1, -1),
+            "position_ids": self.position_ids.view(1, -1),
+            "use_cache": False,
+            "cu_seq_lens_q": self.cu_seqlens,
+            "cu_seq_lens_k": self.cu_seqlens,
+            "max_length_q": self.longest,
+            "max_length_k": self.longest,
+        }
 
     def of_teacher(self, name: str) -> Batch:
         """The same batch with another teacher's answers; KeyError if there is none."""
@@ -114,12 +129,13 @@ class Collator:
     ``pack`` puts samples in one row without padding; or in rows of ``max_length`` tokens, as a
     loader's plan packs them, else all in one. Without ``pack`` each has a row, padded on the right
     with ``pad_id``. The mask comes from lengths, never from token ids, so a pad that equals the
-    end-of-sequence token masks nothing.
+    end-of-sequence token masks nothing. ``weights`` says how much each position counts.
     """
 
     pack: bool = False
     pad_id: int = 0
     max_length: int | None = None
+    weights: TokenWeights | None = None
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """The batch of one or more samples; UsageError for none, or one without a signal."""
@@ -138,14 +154,26 @@ class Collator:
             attention_mask=None if self.pack else rows.mask(),
             cu_seqlens=torch.from_numpy(rows.starts(lengths, with_padding=self.pack)),
             sample_ids=[sample.sample_id for sample in samples],
+            longest=rows.longest,
             cursor=None if plan is None else plan.cursor,
             is_filler=plan is not None and plan.is_filler,
-            **vars(_answers(samples, rows, flat["input_ids"])),
+            **vars(self._answers(samples, rows, flat["input_ids"])),
             teachers={
-                name: _answers([s.teachers[name] for s in samples], rows, flat["input_ids"])
+                name: self._answers([s.teachers[name] for s in samples], rows, flat["input_ids"])
                 for name in samples[0].teachers
             },
         )
+
+    def _answers(self, samples: Sequence[Sample], rows: _Rows, input_ids: Tensor) -> Answers:
+        """What one teacher said of a batch's tokens, and where."""
+        signal = SparseSignal.concat([_signal_of(sample) for sample in samples])
+        token_rows_S = torch.from_numpy(_shifted([s.positions_S for s in samples], rows.offsets))
+        labels = torch.full_like(input_ids, IGNORED_LABEL)
+        labels.view(-1)[token_rows_S] = input_ids.view(-1)[token_rows_S]
+        weights_S = torch.ones(len(signal))
+        if self.weights is not None and len(signal):
+            weights_S = torch.from_numpy(np.concatenate([self.weights(s) for s in samples]))
+        return Answers(labels, signal.to_torch(), token_rows_S - 1, weights_S)
 
     def _rows(self, lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> _Rows:
         """Where samples of these lengths lie, so many of them in each row."""
@@ -156,7 +184,8 @@ class Collator:
         if self.pack and self.max_length is not None:
             width = max(width, self.max_length)
         begins = np.cumsum(used) - used
-        return _Rows(width, ends - lengths - begins[row_of] + row_of * width, used)
+        offsets = ends - lengths - begins[row_of] + row_of * width
+        return _Rows(width, int(lengths.max()), offsets, used)
 
     def _flat(self, samples: Sequence[Sample], rows: _Rows) -> dict[str, NDArray[np.int64]]:
         size = rows.width * len(rows.used)
@@ -167,17 +196,21 @@ class Collator:
             input_ids[place] = sample.input_ids_T
             position_ids[place] = np.arange(sample.num_tokens)
         for end, used in enumerate(rows.used.tolist(), start=1) if self.pack else []:
-            position_ids[(end - 1) * rows.width + used : end * rows.width] = np.arange(
-                rows.width - used
-            )
+            padding = np.arange(rows.width - used) % rows.longest
+            position_ids[(end - 1) * rows.width + used : end * rows.width] = padding
         return {"input_ids": input_ids, "position_ids": position_ids}
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of ``width`` tokens: ``used`` [P] of each, and where samples begin, ``offsets`` [B]."""
+    """Rows of ``width`` tokens: ``used`` [P] of each, and where samples begin, ``offsets`` [B].
+
+    The padding of packed rows counts as samples, none longer than the ``longest`` real one, so
+    that a student whose context is shorter than a row can take it.
+    """
 
     width: int
+    longest: int
     offsets: NDArray[np.int64]
     used: NDArray[np.int64]
 
@@ -189,19 +222,13 @@ class _Rows:
         """Where samples begin in the row of all tokens, the padding a sample of each row or not."""
         if not with_padding:
             return np.cumsum([0, *lengths.tolist()]).astype(np.int32)
-        ends = np.arange(len(self.used)) * self.width + self.used
-        padded = ends[self.used < self.width]
+        rows = np.arange(len(self.used)) * self.width
+        padding = [
+            np.arange(row + used, row + self.width, self.longest)
+            for row, used in zip(rows.tolist(), self.used.tolist(), strict=True)
+        ]
         last = [len(self.used) * self.width]
-        return np.unique(np.concatenate([self.offsets, padded, last])).astype(np.int32)
-
-
-def _answers(samples: Sequence[Sample], rows: _Rows, input_ids: Tensor) -> Answers:
-    """What one teacher said of a batch's tokens, and where."""
-    signal = SparseSignal.concat([_signal_of(sample) for sample in samples])
-    token_rows_S = torch.from_numpy(_shifted([s.positions_S for s in samples], rows.offsets))
-    labels = torch.full_like(input_ids, IGNORED_LABEL)
-    labels.view(-1)[token_rows_S] = input_ids.view(-1)[token_rows_S]
-    return Answers(labels, signal.to_torch(), token_rows_S - 1, torch.ones(len(signal)))
+        return np.unique(np.concatenate([self.offsets, *padding, last])).astype(np.int32)
 
 
 def _shifted(

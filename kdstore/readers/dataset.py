@@ -50,7 +50,7 @@ class PositionFilter:
         for name in ("label_logprob", "entropy"):
             bounds = getattr(self, name)
             if bounds is not None:
-                values = _scalar(sample, name)
+                values = scalar_of(sample, name)
                 kept &= (values >= bounds[0]) & (values <= bounds[1])
         return sample.at(kept)
 
@@ -104,13 +104,14 @@ def _unscored(sample: Sample) -> Sample:
     return sample.at(np.zeros(sample.num_scored, dtype=np.bool_))
 
 
-def _scalar(sample: Sample, name: str) -> NDArray[Any]:
+def scalar_of(sample: Sample, name: str) -> NDArray[Any]:
+    """[S]: a scalar of a sample's signal; UsageError naming those that there are."""
     scalars = {} if sample.signal is None else sample.signal.scalars
     if name not in scalars:
         raise UsageError(
-            f"positions cannot be filtered by {name}",
+            f"positions cannot be told apart by {name}",
             where=f"sample {sample.sample_id!r}",
-            expected="one of " + ", ".join(scalars),
+            expected="one of " + (", ".join(scalars) or "no scalars"),
             got=name,
         )
     return scalars[name]

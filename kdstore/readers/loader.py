@@ -17,6 +17,7 @@ from kdstore.readers.mixture import parts_of
 from kdstore.readers.planner import make_order
 from kdstore.readers.ranks import rank_and_world_size
 from kdstore.readers.sequence import BatchSequence, epochs_before
+from kdstore.readers.weights import TokenWeights
 
 if TYPE_CHECKING:
     from kdstore.readers.mixture import Mixture, Part
@@ -37,7 +38,7 @@ class Loader:
       default everything, which is then checked by row hashes too
     * ``num_workers``: processes that read ahead; 0 reads in this one.
       ``multiprocessing_context``: ``fork`` or ``spawn``
-    * ``keep``: which scored positions are trained on
+    * ``keep``: which scored positions are trained on; ``weights``: how much each of them counts
     * ``pad_id``: token id where a row has no sample
     * ``group``: steps of an epoch are a multiple of this, made so by fillers: the batches of one
       optimizer step, where gradients are accumulated
@@ -54,6 +55,7 @@ class Loader:
         num_workers: int = 0,
         multiprocessing_context: str | None = None,
         keep: PositionFilter | None = None,
+        weights: TokenWeights | None = None,
         pad_id: int = 0,
         group: int = 1,
         **batches: Any,
@@ -63,14 +65,17 @@ class Loader:
         self.rank, self.world_size = rank_and_world_size(rank, world_size)
         self._config, self._epochs, self._group = BatchConfig(**batches), epochs, group
         if columns is not None:
-            _check_filter(keep, columns)
+            _check_spans(columns, keep, weights)
             data = data.with_columns(columns)
         self._parts = parts_of(data)
         data.reserve(**_reserve(self._parts, self._config))
         self._workers, self._context = num_workers, multiprocessing_context
         self._dataset = BatchDataset(data, keep=keep)
         self._collate = Collator(
-            pack=self._config.pack, pad_id=pad_id, max_length=self._config.max_length
+            pack=self._config.pack,
+            pad_id=pad_id,
+            max_length=self._config.max_length,
+            weights=weights,
         )
         self._state = BatchSequence(self._parts, self._config, None).state
 
@@ -140,11 +145,15 @@ def _check_positive(name: str, value: int) -> None:
         raise UsageError(f"{name} of a loader cannot work", expected="at least 1", got=value)
 
 
-def _check_filter(keep: PositionFilter | None, columns: Sequence[str]) -> None:
-    """UsageError if positions are to be kept by spans that are not read: none would be."""
-    if keep is not None and keep.kinds is not None and "spans" not in columns:
+def _check_spans(
+    columns: Sequence[str], keep: PositionFilter | None, weights: TokenWeights | None
+) -> None:
+    """UsageError if positions go by the kinds of spans that are not read: none would be of any."""
+    by_kind = bool(keep and keep.kinds is not None) or bool(weights and weights.kinds)
+    if by_kind and "spans" not in columns:
         raise UsageError(
-            "positions cannot be kept by the kinds of spans that are not read",
+            "positions cannot go by the kinds of spans that are not read",
+            where="keep or weights",
             expected='"spans" among the columns',
             got=", ".join(columns),
             todo='add "spans" to columns',

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_type_hints
 
 from kdstore.errors import UsageError
 from kdstore.readers.batches import BatchConfig
+from kdstore.readers.weights import TokenWeights
 from kdstore.train.fields import build, check_type, refuse_unknown
 from kdstore.train.yamlfile import override, read_mapping, to_yaml
 
@@ -48,7 +49,7 @@ class StudentConfig:
       those that are listed
 
     ``dtype`` is that of the weights; mixed precision is `training.bf16`. ``attn_implementation``
-    goes to transformers: sdpa, eager, flash_attention_2, …
+    goes to transformers: sdpa, eager, flash_attention_2, …; varlen_sdpa is ours, for packed rows
     """
 
     path: str | None = None
@@ -112,22 +113,42 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Held-out text ``data`` (as `kdstore dump --data`), scored by cross-entropy per token.
+    """What a student is evaluated on; exactly one of
 
-    ``max_length`` defaults to the store's, or the student's where that is less. ``score`` says
-    which tokens count: the supervised ones or all but the first.
+    * ``data``: held-out text, as `kdstore dump --data`
+    * ``store``: a store of held-out samples, whose teacher the student is then compared with too
+
+    ``max_samples`` are read at most. Of text, ``max_length`` defaults to the store's, or the
+    student's where that is less, and ``score`` says which tokens count: the supervised ones or all
+    but the first.
     """
 
-    data: str
+    data: str | None = None
+    store: str | None = None
     batch_size: int = 8
+    max_samples: int | None = None
     max_length: int | None = None
     score: Literal["supervised", "all"] = "supervised"
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if (self.data is None) == (self.store is None):
             raise UsageError(
-                "no batch", where="eval.batch_size", expected="1 or more", got=self.batch_size
+                "an evaluation is of text or of a store",
+                where="eval",
+                expected="exactly one of eval.data and eval.store",
+                got={"data": self.data, "store": self.store},
             )
+        if self.store is not None and (self.max_length is not None or self.score != "supervised"):
+            raise UsageError(
+                "what a store holds was cut and scored when it was dumped",
+                where="eval.max_length and eval.score",
+                expected="neither, with eval.store",
+                got={"max_length": self.max_length, "score": self.score},
+            )
+        for name in ("batch_size", "max_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError("too few", where=f"eval.{name}", expected="1 or more", got=value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +169,8 @@ class TrainConfig:
     * ``cache_dir``, ``cache_bytes``: where shards of remote stores are kept
     * ``loader``: which batches there are; order is of ``seed`` and `training`
     * ``losses``: what `kdstore.train.objective.Objective` takes: name -> weight, or its options
+    * ``weights``: how much each scored position counts
+    * ``fused``: take losses from hidden states, without whole logits
     * ``lora``: adapters to train, ``freeze``: patterns of parameters not to
     * ``training``: fields of `transformers.TrainingArguments`, ``output_dir`` among them
     * ``seed``: initial weights of a new student, order of the samples, dropout
@@ -161,6 +184,8 @@ class TrainConfig:
     student: StudentConfig
     loader: BatchConfig = field(default_factory=lambda: BatchConfig(batch_size=DEFAULT_BATCH_SIZE))
     losses: dict[str, Any] = field(default_factory=lambda: {"forward_kl": 1.0})
+    weights: TokenWeights | None = None
+    fused: bool = True
     lora: LoraConfig | None = None
     freeze: list[str] = field(default_factory=list)
     eval: EvalConfig | None = None

@@ -29,7 +29,7 @@ _ELSEWHERE = {
     "multiprocessing_context": "set dataloader_multiprocessing_context",
     "group": "set gradient_accumulation_steps",
 }
-_OPTIONS = {one.name for one in fields(BatchConfig)} | {"columns", "keep", "pad_id"}
+_OPTIONS = {one.name for one in fields(BatchConfig)} | {"columns", "keep", "pad_id", "weights"}
 
 
 def is_loaded(dataset: Any) -> bool:

@@ -75,7 +75,8 @@ def make_trainer(
             eval_dataset=prepared.held_out,
             callbacks=callbacks,
             train_dataset=prepared.data,
-            loader=config.loader_options,
+            loader={**config.loader_options, "weights": config.weights},
+            fused=config.fused,
         )
     # Both write to standard output, which is the command's.
     trainer.remove_callback(PrinterCallback)

@@ -52,11 +52,11 @@ def record_run(config: TrainConfig, data: Any) -> None:
 def _identity(config: TrainConfig, data: Any) -> dict[str, Any]:
     stores = stores_of(data)
     settings = asdict(config)
-    names = ("student", "lora", "freeze", "losses", "loader", "seed")
+    names = ("student", "lora", "freeze", "losses", "loader", "weights", "seed")
     return {
         "store": [store.config_digest for store in stores],
         "draws": [store.num_draws for store in stores],
-        "weights": [member.weight for member in config.mixture or []],
+        "shares": [member.weight for member in config.mixture or []],
         "teachers": list(config.teachers),
         **{name: settings[name] for name in names},
     }

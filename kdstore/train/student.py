@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from kdstore.align import TokenTable
 from kdstore.errors import StoreMismatchError, UsageError
 from kdstore.teachers.probe import is_causal, keeps_packed_apart
+from kdstore.train.attention import VARLEN_SDPA, register_varlen_sdpa
 from kdstore.train.config import StudentConfig
 from kdstore.train.prune import prune_layers
 
@@ -34,6 +35,8 @@ def build_student(config: StudentConfig, *, seed: int) -> nn.Module:
         if config.config is not None and not Path(config.config).is_dir():
             raise FileNotFoundError("no such folder")
         options = {"dtype": getattr(torch, config.dtype)}
+        if config.attn_implementation == VARLEN_SDPA:
+            register_varlen_sdpa()
         if config.attn_implementation is not None:
             options["attn_implementation"] = config.attn_implementation
         if config.config is not None:

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from kdstore.errors import StoreMismatchError, UsageError
 from kdstore.sample import Sample
+from kdstore.train.attention import takes_lengths
 from kdstore.train.evaluate import evaluation_sums, metrics_of_sums
 from kdstore.train.finite import (
     STEPS_UNCHECKED,
@@ -117,11 +118,11 @@ class DistillTrainer(StoreTrainer):
         gradients. The ranks' gradients are averaged afterwards, hence the factor.
         """
         request = Request(self.objective, inputs, self._progress(), num_items_in_batch)
+        model_inputs = inputs.model_inputs(varlen=takes_lengths(self.model))
         if self._fused:
-            outputs = model(**inputs.model_inputs(), distill=request)
+            outputs = model(**model_inputs, distill=request)
         else:
-            outputs = model(**inputs.model_inputs())
-            outputs = request.of_logits(self.model, outputs)
+            outputs = request.of_logits(self.model, model(**model_inputs))
         self._loss_sums += outputs.values_n.float()
         total = outputs.loss
         if num_items_in_batch is not None:
@@ -152,13 +153,12 @@ class DistillTrainer(StoreTrainer):
         return total.clamp(min=1)  # type: ignore[no-any-return]
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
-        longest = int(inputs.cu_seqlens.diff().max())
-        if self._longest is not None and longest > self._longest:
+        if self._longest is not None and inputs.longest > self._longest:
             raise StoreMismatchError(
                 "a sample is longer than the student takes",
                 where=f"a batch of {', '.join(inputs.sample_ids[:3])}, …",
                 expected=f"at most {self._longest} tokens (max_position_embeddings)",
-                got=longest,
+                got=inputs.longest,
                 todo="dump with a smaller --max-length, or take a student with a longer context",
             )
         return inputs.to(self.args.device)

@@ -120,3 +120,16 @@ def test_to_keeps_everything(dump: Dump) -> None:
     moved = batch.to("cpu")
     assert moved.sample_ids == batch.sample_ids
     torch.testing.assert_close(moved.signal.logprobs_N, batch.signal.logprobs_N)
+
+
+def test_padding_of_a_packed_row_is_no_longer_than_its_samples() -> None:
+    """A student with a context of 5 tokens takes rows of 16: padding restarts as samples do."""
+    samples = [sample_of(f"s{length}", [1] * length, ((1, length),)) for length in (5, 3)]
+    batch = kdstore.Collator(pack=True, max_length=16)(samples)
+    assert batch.longest == 5
+    assert batch.cu_seqlens.tolist() == [0, 5, 8, 13, 16]
+    starts = [0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2]
+    assert batch.position_ids.tolist() == [starts]
+    flat = batch.model_inputs(varlen=True)
+    assert flat["max_length_q"] == 5
+    assert flat["cu_seq_lens_k"].tolist() == [0, 5, 8, 13, 16]

@@ -194,3 +194,51 @@ def test_probes_run_without_the_devices_attention(configured):
     handle.remove()
     assert set(used) == {"eager"}
     assert model.config._attn_implementation == "flex_attention"
+
+
+def test_packed_rows_train_alike_with_either_attention(configured, tmp_path):
+    """With ours, samples are told apart by their lengths and no mask of the row is made."""
+    packed = "loader={batch_tokens: 128, pack: true}"
+    found = [
+        run_training(
+            configured(
+                packed,
+                f"student.attn_implementation={name}",
+                f"training.output_dir={tmp_path / name}",
+            ),
+            quiet=True,
+        )
+        for name in ("eager", "varlen_sdpa")
+    ]
+    assert found[1]["train_loss"] == pytest.approx(found[0]["train_loss"], rel=1e-5)
+    assert found[1]["eval_loss"] == pytest.approx(found[0]["eval_loss"], rel=1e-5)
+    assert "varlen" not in (tmp_path / "varlen_sdpa" / "config.json").read_text()
+
+
+def test_token_weights_and_whole_logits(configured, tmp_path):
+    """Weights reach the losses; losses from hidden states and from whole logits agree."""
+    weights = "weights={entropy: [[0.0, 0.5], [3.0, 2.0]]}"
+    found = {
+        name: run_training(
+            configured(*changes, f"training.output_dir={tmp_path / name}"), quiet=True
+        )
+        for name, changes in {
+            "plain": [],
+            "weighted": [weights],
+            "on logits": [weights, "fused=false"],
+        }.items()
+    }
+    losses = {name: one["train_loss"] for name, one in found.items()}
+    assert losses["on logits"] == pytest.approx(losses["weighted"], rel=1e-5)
+    assert losses["weighted"] != pytest.approx(losses["plain"], rel=1e-2)
+
+
+def test_held_out_samples_of_a_store(configured, dump, tmp_path):
+    """How the student and the stored teacher agree, beside cross-entropy and calibration."""
+    held_out = dump("heldout", select="topk:k=3")
+    metrics = run_training(configured(f"eval={{store: {held_out}, max_samples: 5}}"), quiet=True)
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    again = evaluate_model(student, list(kdstore.open(held_out))[:5])
+    assert again.keys() >= {"kl", "top1_agreement", "acceptance", "ece", "perplexity"}
+    for name, value in again.items():
+        assert metrics[f"eval_{name}"] == pytest.approx(value, rel=1e-5), name
