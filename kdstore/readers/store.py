@@ -187,9 +187,8 @@ class Store(Samples):
         other._columns, other._decoder = Columns(frozenset(columns)), None
         other._cache = ShardCache(self.folder, files=self._cache.files)
         other.overlays = self.overlays.reduced(other._columns)
-        scalars = {*self.header.identity["signals"][self.signal]["scalars"], *self.overlays.scalars}
         plain = self.header.identity["columns"]
-        other._columns.expect({*plain, *scalars}, where=self.folder.url)
+        other._columns.expect({*plain, *self.scalars}, where=self.folder.url)
         return other
 
     def reopened(self) -> Store:
@@ -214,6 +213,16 @@ class Store(Samples):
     def config_digest(self) -> str:
         """Digest of what the store is; equal for every part and resume of one dump."""
         return self.header.config_digest
+
+    @property
+    def selection(self) -> str:
+        """The rule that picked the entries, such as ``pps:tau=0.06``."""
+        return str(self.header.identity["signals"][self.signal]["selection"])
+
+    @property
+    def scalars(self) -> set[str]:
+        """Names of the scalars of every position, those of overlays included."""
+        return {*self.header.identity["signals"][self.signal]["scalars"], *self.overlays.scalars}
 
     @property
     def vocab_size(self) -> int:

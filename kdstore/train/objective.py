@@ -95,6 +95,13 @@ class Objective:
         weights_n = values_n.new_tensor(self.weights(progress))
         return LossValues((values_n * weights_n).sum(), values_n.detach())
 
+    def check(self, signal: TorchSignal, *, teacher: str | None = None) -> None:
+        """UsageError or SignalError if signals like a teacher's will not do for its losses."""
+        for term in self.terms.values():
+            if term.teacher == teacher:
+                term.loss_at(0.0).reading(signal)
+                term.loss_at(1.0).reading(signal)
+
     def weights(self, progress: float) -> list[float]:
         """The weight of each loss."""
         return [term.weight.at(progress) for term in self.terms.values()]

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from kdstore.errors import KDStoreError, UsageError
 from kdstore.inputs import InputConfig
 from kdstore.train.heldout import read_held_out
-from kdstore.train.sources import open_data, stores_of
+from kdstore.train.sources import check_losses, open_data, stores_of
 from kdstore.train.student import (
     build_student,
     check_architecture,
@@ -50,6 +50,7 @@ def prepare(config: TrainConfig, *, quiet: bool) -> Prepared:
     _hush_transformers(quiet=quiet)
     data = open_data(config)
     stores = stores_of(data)
+    check_losses(config.losses, data)
     model = build_student(config.student, seed=config.seed)
     tokenizer = load_tokenizer(config.student, stores[0])
     check_vocabulary(model, tokenizer, stores)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import kdstore
 from kdstore.errors import UsageError
 from kdstore.readers.concat import Concatenation
 from kdstore.readers.join import Join
 from kdstore.readers.mixture import Mixture
+from kdstore.signal import SparseSignal, TorchSignal
+from kdstore.train.objective import Objective
 
 if TYPE_CHECKING:
     from kdstore.readers.samples import Samples
@@ -46,6 +51,22 @@ def stores_of(data: Any) -> list[Store]:
     if isinstance(data, Join):
         return [*stores_of(data.main), *data.others.values()]
     return [data]
+
+
+def check_losses(losses: Mapping[str, Any], data: Any) -> None:
+    """UsageError or SignalError, before anything is read, if stored signals will not do."""
+    objective = Objective(losses)
+    others = data.others if isinstance(data, Join) else {}
+    for name, store in others.items():
+        objective.check(_empty_signal(store), teacher=name)
+    for store in stores_of(data.main if isinstance(data, Join) else data):
+        objective.check(_empty_signal(store))
+
+
+def _empty_signal(store: Store) -> TorchSignal:
+    """No positions, of the store's selection and with its scalars."""
+    scalars = {name: np.zeros(0) for name in store.scalars}
+    return SparseSignal.from_arrays(store.selection, [0], [], [], scalars=scalars).to_torch()
 
 
 def describe_data(data: Samples | Mixture) -> dict[str, Any]:

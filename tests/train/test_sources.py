@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kdstore
-from kdstore.errors import StoreMismatchError, StoreNotFoundError, UsageError
+from kdstore.errors import SignalError, StoreMismatchError, StoreNotFoundError, UsageError
 from kdstore.readers.concat import Concatenation
 from kdstore.readers.join import Join
 from kdstore.readers.mixture import Mixture
@@ -111,7 +111,7 @@ def test_a_run_on_a_mixture(configured, rich_store, topk):
     assert metrics["losses"]["ce"][1] < metrics["losses"]["ce"][0]
     resumed = run_training(configured("store=null", members, "training.max_steps=6"), resume=True)
     assert resumed["steps"] == 6
-    with pytest.raises(StoreMismatchError, match="of another run: weights differs"):
+    with pytest.raises(StoreMismatchError, match="of another run: shares differs"):
         run_training(
             configured("store=null", members.replace("weight: 2", "weight: 4")), resume=True
         )
@@ -123,3 +123,21 @@ def test_a_run_by_tokens(configured, pack):
     metrics = run_training(configured(*changes), quiet=True)
     assert 4 * 128 < metrics["train_tokens"] <= 8 * 256
     assert metrics["losses"]["ce"][1] < metrics["losses"]["ce"][0]
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ("{jsd: 1.0}", "jsd of a drawn target is biased"),
+        ("{policy_gradient: 1.0}", "needs the scalar behaviour_logprob"),
+        ("{mine: {loss: forward_kl, teacher: other, temperature: 2.0}}", "--temperatures 2"),
+        ("{forward_kl: {temperature: {start: 1.0, end: 2.0}}}", "drawn at another temperature"),
+    ],
+)
+def test_signals_that_will_not_do_stop_before_anything_is_loaded(
+    configured, topk, losses, message, monkeypatch
+):
+    monkeypatch.setattr("kdstore.train.prepare.build_student", None)
+    config = configured("losses=null", f"losses={losses}", f"teachers={{other: {topk}}}")
+    with pytest.raises((UsageError, SignalError), match=message):
+        run_training(config)
