@@ -10,8 +10,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def run_on_two_ranks(worker: str, *arguments: str) -> None:
-    """Run it with two ranks; its errors are those of the test."""
+def run_on_ranks(worker: str, *arguments: str, ranks: int = 2) -> None:
+    """Run it with so many ranks; its errors are those of the test."""
     root = HERE.parent.parent
     # The loopback by name: looking the host's own name up may wait for a network that is not there.
     environment = os.environ | {
@@ -20,7 +20,7 @@ def run_on_two_ranks(worker: str, *arguments: str) -> None:
         "GLOO_SOCKET_IFNAME": "lo",
     }
     rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    launcher = ["-m", "torch.distributed.run", *rendezvous, "--nproc-per-node=2"]
+    launcher = ["-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={ranks}"]
     command = [sys.executable, *launcher, str(HERE / worker), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.train.ddp_worker import LAYOUTS, SPLITS
-from tests.train.launch import run_on_two_ranks
+from tests.train.launch import run_on_ranks
 from tests.train.stores import store_trainer, write_store
 from tests.train.test_distill_trainer import StopAt
 from tests.train.train_helpers import make_trainer, parameters_of, ragged_samples, tiny_model
@@ -32,7 +32,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder) -> dict[str, Any]:
     """What two ranks end with."""
-    run_on_two_ranks("ddp_worker.py", str(folder))
+    run_on_ranks("ddp_worker.py", str(folder))
     return torch.load(folder / "found.pt")
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from tests.train import fsdp_worker
-from tests.train.launch import run_on_two_ranks
+from tests.train.launch import run_on_ranks
 
 
 @pytest.mark.parametrize("kind", ["tied", "apart"])
 def test_fully_sharded_equals_one_process(tmp_path, kind):
     """FSDP2 in a bare loop with DistillHead: parameters are DTensors, five steps come out alike."""
-    run_on_two_ranks("fsdp_worker.py", str(tmp_path), kind)
+    run_on_ranks("fsdp_worker.py", str(tmp_path), kind)
     found = torch.load(tmp_path / "found.pt")
     model = fsdp_worker.make_student(tied=kind == "tied")
     start = {name: value.clone() for name, value in model.state_dict().items()}
