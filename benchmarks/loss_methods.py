@@ -22,9 +22,8 @@ from torch.nn.functional import cross_entropy, kl_div, linear, log_softmax
 
 from kdstore.readers.collate import Batch
 from kdstore.signal import SparseSignal
-from kdstore.train.fused import FusedPart, fused_sums
+from kdstore.train.fused import FusedPart, default_chunk, fused_sums
 from kdstore.train.logit_map import LogitMap
-from kdstore.train.losses.student import BLOCK_ELEMENTS
 from kdstore.train.objective import Objective
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -44,7 +43,7 @@ class Setting:
     @property
     def chunk_tokens(self) -> int:
         """Positions of a chunk, as DistillHead takes them by default."""
-        return max(1, BLOCK_ELEMENTS // self.vocab)
+        return default_chunk(self.vocab, self.device)
 
 
 class Inputs:
@@ -110,7 +109,7 @@ def random_signal(setting: Setting, entries: int, selection: str) -> SparseSigna
 
 
 class ChunkedCE(torch.autograd.Function):
-    """Cross-entropy and nothing else, in chunks, gradients by hand: the lean yardstick."""
+    """Cross-entropy and nothing else, in chunks, in place, by hand: the lean yardstick."""
 
     @staticmethod
     def forward(
@@ -124,7 +123,7 @@ class ChunkedCE(torch.autograd.Function):
             z = linear(h, weight_VD).float()
             lse = z.logsumexp(1, keepdim=True)
             total += (lse - z.gather(1, labels)).sum()
-            dz = (z - lse).exp_().scatter_add_(1, labels, -torch.ones_like(lse)).to(h.dtype)
+            dz = z.sub_(lse).exp_().scatter_add_(1, labels, -torch.ones_like(lse)).to(h.dtype)
             grad_hidden[start : start + chunk] = (dz @ weight_VD).float()
             if dz.dtype == torch.float32:
                 grad_weight.addmm_(dz.T, h)

@@ -98,7 +98,7 @@ class DistillHead(nn.Linear):
     ``DistillHead.attach(model)`` puts it in place. Then ``model(**inputs, distill=request)`` gives
     a ``DistillOutput``, and ``model(**inputs)`` what it always gave.
 
-    * ``chunk_tokens``: positions whose logits exist at once; default: 64 MiB of float32 logits
+    * ``chunk_tokens``: positions whose logits exist at once; default: 64 MiB of logits, on CUDA 256
     * ``num_ids``: logits from there on are vocabulary padding and count as -inf; default: none are
     """
 
