@@ -30,7 +30,6 @@ from kdstore.train.losses.student import (
 )
 from kdstore.train.objective import Part
 
-
 # Each chunk reads the weight twice, and its gradient once: on a GPU that takes as long as 400
 # positions take to multiply (V 152k, D 1024), on a CPU a tenth of the time of 100.
 CHUNK_ELEMENTS = {"cuda": 1 << 26}
