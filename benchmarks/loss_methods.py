@@ -129,6 +129,7 @@ class ChunkedCE(torch.autograd.Function):
                 grad_weight.addmm_(dz.T, h)
             else:
                 grad_weight += dz.T @ h
+            del z, dz  # else they live on while the next chunk is made
         ctx.grads = grad_hidden, grad_weight  # type: ignore[attr-defined]
         return total / len(hidden_TD)
 
