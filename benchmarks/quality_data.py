@@ -1,8 +1,8 @@
 """What ``benchmarks.quality`` trains on: windows of texts, a teacher's logits, and real stores.
 
-The teacher is a cut of a larger one: only its first ids are kept. In a byte-level BPE ids are in the
-order of the merges, so the tokenizer that has only those ids splits the texts into them, and the
-logits of all others are left out.
+The teacher is a cut of a larger one: only its first ids are kept. In a byte-level BPE ids are in
+the order of the merges, so the tokenizer that has only those ids splits the texts into them, and
+the logits of all others are left out.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ class Split:
     held_out: list[Text]
 
 
-def read_split(
-    texts: Path, tokenizer: Any, *, window: int, positions: int, held_out: int
-) -> Split:
+def read_split(texts: Path, tokenizer: Any, *, window: int, positions: int, held_out: int) -> Split:
     """Windows of ``window`` tokens with so many scored positions each; no text is in both.
 
     The order of texts goes by the hash of their ids, held-out ones first, so that a run with fewer
