@@ -12,9 +12,10 @@ are other ones for every seed. Bytes are the stores' own. ``DIR`` holds ``teache
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from benchmarks.quality_gap import (
     Arm,
     Judged,
     Result,
+    Run,
     best_topk,
     bytes_at,
     choose_arms,
@@ -50,8 +52,10 @@ from benchmarks.quality_students import HeldOut, Lesson, StudentConfig, train_st
 from kdstore.readers.stats import store_stats
 
 BYTES, GAP, NATS = "bytes per position", "of the gap", "nats per position"
+RUN = "quality.run"
 SWEEP_SEED = 1000  # of no arm
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+QUICK_POSITIONS = 30_000
+RATES = (1e-3, 2e-3, 4e-3)
 
 
 @dataclass(frozen=True)
@@ -110,24 +114,28 @@ class Bench:
         student = train_student(self.setting.student, lesson, seed=seed)
         return self.held_out.cross_entropy(student)
 
-    def cost(self, arm: Arm, *, seed: int) -> tuple[float, float, float]:
-        """Bytes of signal, bytes of everything and entries, each per position and stored draw."""
+    def run(self, arm: Arm, *, seed: int) -> Run:
+        """One student, and the bytes and entries that all of its draws take."""
+        loss = self.loss(arm, seed=seed)
         if not arm.stores_signal:
-            return 0.0, 0.0, 0.0
+            return Run(arm.name, seed, 0.0, 0.0, 0.0, loss)
         stats = store_stats(self.stores.store(arm.selection, seed=seed, draws=arm.draws))
         size = stats["bytes_per_position"]
-        return size["signal"] + size["overlays"], size["total"], stats["entries_per_position"]
+        signal = size["signal"] + size["overlays"]
+        entries = stats["entries_per_position"] * arm.draws
+        return Run(arm.name, seed, signal, size["total"], entries, loss)
 
-    def run(self, arms: Sequence[Arm], *, seeds: int) -> list[Result]:
-        """All arms of all seeds, seed after seed; each loss is printed as it comes."""
-        losses: dict[str, list[float]] = {arm.name: [] for arm in arms}
-        costs: dict[str, list[tuple[float, float, float]]] = {arm.name: [] for arm in arms}
+    def results(self, arms: Sequence[Arm], *, seeds: int, done: Sequence[Run] = ()) -> list[Result]:
+        """All arms of all seeds, seed after seed; each run is printed as it ends."""
+        known = {(run.arm, run.seed): run for run in done}
         for seed in range(seeds):
             for arm in arms:
-                losses[arm.name].append(self.loss(arm, seed=seed))
-                costs[arm.name].append(self.cost(arm, seed=seed))
-                print_figure("quality.run", losses[arm.name][-1], NATS, arm=arm.name, seed=seed)
-        return [_result(arm, costs[arm.name], losses[arm.name]) for arm in arms]
+                if (arm.name, seed) not in known:
+                    known[arm.name, seed] = run = self.run(arm, seed=seed)
+                    about = self.setting.about()
+                    print_figure(RUN, run.held_out_ce, NATS, **about, run=asdict(run))
+        wanted = [run for run in known.values() if run.seed < seeds]
+        return [Result.of_runs(arm, wanted) for arm in arms]
 
     def sweep(self) -> None:
         """Print the bounds of the gap at several learning rates, for a seed that no arm has."""
@@ -139,11 +147,14 @@ class Bench:
                 print_figure(f"quality.sweep.{arm.name}", loss, NATS, **bench.setting.about())
 
 
-def _result(
-    arm: Arm, costs: Sequence[tuple[float, float, float]], losses: Sequence[float]
-) -> Result:
-    signal, total, entries = np.mean(costs, axis=0).tolist()
-    return Result(arm, signal, total, entries, tuple(losses))
+def read_runs(file: Path, about: dict[str, Any]) -> list[Run]:
+    """The runs that an earlier call printed; ValueError if they are of another setting."""
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    runs = [line for line in lines if line.get("figure") == RUN]
+    for line in runs:
+        if any(line[name] != about[name] for name in ("positions", "learning_rate")):
+            raise ValueError(f"a run in {file} is of another setting: {line}")
+    return [Run(**line["run"]) for line in runs]
 
 
 def report(judged: Sequence[Judged], about: dict[str, Any]) -> None:
@@ -216,27 +227,40 @@ def _names(text: str, quick: bool) -> tuple[str, ...]:
     type=click.Path(path_type=Path, exists=True),
     help=f"Folder with {TEACHER} and {TEXTS}.",
 )
-@click.option("--quick", is_flag=True, help="2 seeds, 40,000 positions, 6 arms.")
+@click.option("--quick", is_flag=True, help=f"2 seeds, {QUICK_POSITIONS:,} positions, 6 arms.")
 @click.option("--seeds", type=int, help="How many; 4, or 2 if --quick.")
 @click.option("--arms", default="", help="Names of arms, with commas; all if not given.")
 @click.option("--learning-rate", type=float, default=StudentConfig.learning_rate)
 @click.option("--sweep", is_flag=True, help="CE and full at several learning rates, no arms.")
+@click.option(
+    "--done",
+    type=click.Path(path_type=Path, exists=True),
+    help="What an earlier call printed: its runs are taken, not made again.",
+)
 def main(
-    data: Path, quick: bool, seeds: int | None, arms: str, learning_rate: float, sweep: bool
+    data: Path,
+    quick: bool,
+    seeds: int | None,
+    arms: str,
+    learning_rate: float,
+    sweep: bool,
+    done: Path | None,
 ) -> None:
     """Print a JSON line for each figure."""
     setting = Setting(StudentConfig(learning_rate=learning_rate))
     if quick:
-        setting = replace(setting, positions=40_000)
+        setting = replace(setting, positions=QUICK_POSITIONS)
     seeds = seeds or (2 if quick else 4)
+    about = {**setting.about(), "seeds": seeds}
+    runs = read_runs(done, about) if done else []
     with tempfile.TemporaryDirectory(prefix="quality-") as folder:
         bench = Bench.of_data(data, setting, Path(folder))
-        about = {**setting.about(), "seeds": seeds}
         print_figure("quality.teacher.entropy", bench.held_out.entropy, NATS, **about)
         if sweep:
             bench.sweep()
-        else:
-            report(judge(bench.run(choose_arms(_names(arms, quick)), seeds=seeds)), about)
+            return
+        chosen = choose_arms(_names(arms, quick))
+        report(judge(bench.results(chosen, seeds=seeds, done=runs)), about)
 
 
 if __name__ == "__main__":

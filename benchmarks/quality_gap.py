@@ -79,17 +79,37 @@ def bounds_of(epochs: int) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Result:
-    """What an arm costs and what came of it, seed after seed.
+class Run:
+    """What an arm costs and what became of its student, for one seed.
 
     ``signal`` and ``total`` are bytes per position, ``held_out_ce`` nats per position.
     """
+
+    arm: str
+    seed: int
+    signal: float
+    total: float
+    entries: float
+    held_out_ce: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """The runs of an arm, seed after seed: means of what it costs, and every loss."""
 
     arm: Arm
     signal: float
     total: float
     entries: float
     held_out_ce: tuple[float, ...]
+
+    @classmethod
+    def of_runs(cls, arm: Arm, runs: Iterable[Run]) -> Result:
+        """From the runs of all arms."""
+        own = sorted((run for run in runs if run.arm == arm.name), key=lambda run: run.seed)
+        costs = np.mean([(run.signal, run.total, run.entries) for run in own], axis=0)
+        signal, total, entries = costs.tolist()
+        return cls(arm, signal, total, entries, tuple(run.held_out_ce for run in own))
 
 
 @dataclass(frozen=True)

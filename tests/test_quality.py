@@ -165,7 +165,7 @@ def test_cross_entropy_is_that_of_the_dense_teacher() -> None:
 
 def test_a_run_prints_every_figure(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     arms = choose_arms(["pps06", "counts50", "topk50_ce", "pps06_draws3"])
-    results = bench.run(arms, seeds=2)
+    results = bench.results(arms, seeds=2)
     report(judge(results), {"seeds": 2})
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     figures = {line["figure"]: line.get("value") for line in lines}
