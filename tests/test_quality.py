@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality import Bench, Setting, report
+from benchmarks.quality import Bench, Setting, read_runs, report
 from benchmarks.quality_data import TEACHER, TEXTS, cut_tokenizer
 from benchmarks.quality_gap import (
     ARMS,
@@ -163,11 +164,14 @@ def test_cross_entropy_is_that_of_the_dense_teacher() -> None:
     assert flat == pytest.approx(np.log(8), abs=1e-6)
 
 
-def test_a_run_prints_every_figure(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_prints_every_figure_and_can_be_taken_up(
+    bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     arms = choose_arms(["pps06", "counts50", "topk50_ce", "pps06_draws3"])
     results = bench.results(arms, seeds=2)
     report(judge(results), {"seeds": 2})
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    printed = capsys.readouterr().out
+    lines = [json.loads(line) for line in printed.splitlines()]
     figures = {line["figure"]: line.get("value") for line in lines}
     for name in ("pps06", "counts50", "topk50_ce", "pps06_draws3"):
         for part in ("gap_closed", "gap_closed_sd", "bytes", "entries", "held_out_ce"):
@@ -177,6 +181,14 @@ def test_a_run_prints_every_figure(bench: Bench, capsys: pytest.CaptureFixture[s
     assert figures["quality.full.gap_closed"] == 1
     assert figures["quality.pps06_draws3.bytes"] > 2 * figures["quality.pps06.bytes"]
     assert bench.loss(arms[0], seed=1) == results[0].held_out_ce[1]
+    (tmp_path / "log").write_text(printed)
+    done = read_runs(tmp_path / "log", bench.setting.about())
+    assert len(done) == 2 * len(arms)
+    assert bench.results(arms, seeds=2, done=done) == results
+    assert "quality.run" not in capsys.readouterr().out
+    other = replace(bench.setting, positions=301).about()
+    with pytest.raises(ValueError, match="another setting"):
+        read_runs(tmp_path / "log", other)
 
 
 def test_the_mixed_arm_is_a_topk_of_no_family() -> None:
