@@ -30,7 +30,7 @@ class StudentConfig:
     width: int = 128
     layers: int = 2
     heads: int = 4
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     betas: tuple[float, float] = (0.9, 0.99)
     warmup: float = 0.2  # of all steps
     max_gradient_norm: float = 1.0
