@@ -5,13 +5,14 @@
 Students are trained on labels that were drawn from a teacher (CE), on its whole distributions
 (full) and on what stores of every selection hold. The figure is the share of the gap between CE and
 full that a student closes, in cross-entropy against the dense teacher at held-out positions.
-All arms of a seed have the same first weights, the same labels and the same order of texts; draws
-are other ones for every seed. Bytes are the stores' own. ``DIR`` holds ``teacher-32k`` and
-``eval.jsonl``; see docs/quality.md.
+All arms of a seed begin with the same student, which has learned from labels of other texts, and
+have the same labels and order of texts; draws are other ones for every seed. Bytes are the stores' own figures. ``DIR`` holds
+``teacher-32k`` and ``eval.jsonl``; see docs/quality.md.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from transformers import LlamaForCausalLM
 
 from benchmarks.figures import machine, print_failure, print_figure
 from benchmarks.quality_data import (
@@ -48,24 +50,35 @@ from benchmarks.quality_gap import (
     smallest,
     spread,
 )
-from benchmarks.quality_students import HeldOut, Lesson, StudentConfig, train_student
+from benchmarks.quality_students import (
+    HeldOut,
+    Lesson,
+    StudentConfig,
+    new_student,
+    train_student,
+)
+from benchmarks.scored import Text
 from kdstore.readers.stats import store_stats
 
 BYTES, GAP, NATS = "bytes per position", "of the gap", "nats per position"
 RUN = "quality.run"
 SWEEP_SEED = 1000  # of no arm
 QUICK_POSITIONS = 30_000
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (5e-4, 1e-3, 2e-3)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How much there is to learn from, and who learns."""
+    """How much there is to learn from, and who learns.
+
+    ``first`` are the positions whose labels every student is trained on before its arm begins.
+    """
 
     student: StudentConfig = field(default_factory=StudentConfig)
     window: int = 128
-    positions: int = 60_000
     held_out: int = 10_000
+    first: int = 30_000
+    positions: int = 60_000
 
     def about(self) -> dict[str, Any]:
         """For the record of a figure."""
@@ -79,28 +92,48 @@ class Setting:
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """Stores to learn from and held-out positions to judge by."""
+    """Stores to learn from and held-out positions to judge by.
+
+    ``beginners`` keeps the student of each seed that all its arms begin with.
+    """
 
     setting: Setting
+    first: Stores
     stores: Stores
     held_out: HeldOut
+    beginners: dict[int, LlamaForCausalLM] = field(default_factory=dict)
 
     @classmethod
     def of_data(cls, data: Path, setting: Setting, folder: Path) -> Bench:
         """Split the texts and ask the teacher, once for all arms and seeds."""
         teacher, vocab_size = data / TEACHER, setting.student.vocab_size
         tokenizer = cut_tokenizer(teacher, vocab_size)
-        split = read_split(
-            data / TEXTS,
-            tokenizer,
-            window=setting.window,
-            positions=setting.positions,
-            held_out=setting.held_out,
-        )
-        logits = cut_logits(teacher, split.train, vocab_size)
+        sizes = setting.held_out, setting.first, setting.positions
+        split = read_split(data / TEXTS, tokenizer, window=setting.window, positions=sizes)
+
+        def stores(name: str, windows: list[Text]) -> Stores:
+            (folder / name).mkdir()
+            logits = cut_logits(teacher, windows, vocab_size)
+            return Stores(folder / name, teacher, tokenizer, windows, logits)
+
         held_out = cut_logits(teacher, split.held_out, vocab_size)
-        stores = Stores(folder, teacher, tokenizer, split.train, logits)
-        return cls(setting, stores, HeldOut.of_windows(split.held_out, held_out))
+        return cls(
+            setting,
+            stores("first", split.first),
+            stores("train", split.train),
+            HeldOut.of_windows(split.held_out, held_out),
+        )
+
+    def beginner(self, *, seed: int) -> LlamaForCausalLM:
+        """A copy of the student that all arms of a seed begin with."""
+        if seed not in self.beginners:
+            config = self.setting.student
+            config = replace(config, learning_rate=config.first_rate)
+            store, labels = self.first.label_store(seed=seed), self.first.labels(seed=seed)
+            student = new_student(config, seed=seed)
+            lesson = Lesson(store, labels, {"ce": 1.0})
+            self.beginners[seed] = train_student(student, config, lesson, seed=seed)
+        return copy.deepcopy(self.beginners[seed])
 
     def loss(self, arm: Arm, *, seed: int) -> float:
         """Held-out nats per position of one student."""
@@ -111,7 +144,8 @@ class Bench:
             arm.epochs,
             arm.draws,
         )
-        student = train_student(self.setting.student, lesson, seed=seed)
+        beginner = self.beginner(seed=seed)
+        student = train_student(beginner, self.setting.student, lesson, seed=seed)
         return self.held_out.cross_entropy(student)
 
     def run(self, arm: Arm, *, seed: int) -> Run:
@@ -256,6 +290,8 @@ def main(
     with tempfile.TemporaryDirectory(prefix="quality-") as folder:
         bench = Bench.of_data(data, setting, Path(folder))
         print_figure("quality.teacher.entropy", bench.held_out.entropy, NATS, **about)
+        untaught = [bench.held_out.cross_entropy(bench.beginner(seed=s)) for s in range(seeds)]
+        print_figure("quality.beginner.held_out_ce", float(np.mean(untaught)), NATS, runs=untaught)
         if sweep:
             bench.sweep()
             return

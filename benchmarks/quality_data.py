@@ -8,7 +8,7 @@ the logits of all others are left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,36 +53,34 @@ def cut_tokenizer(teacher: Path, vocab_size: int) -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class Split:
-    """Windows to train on and windows of other texts to judge by, all of the same length."""
+    """Windows of one length, of different texts: to judge by, to begin with and to train on."""
 
-    train: list[Text]
     held_out: list[Text]
+    first: list[Text]
+    train: list[Text]
 
 
-def read_split(texts: Path, tokenizer: Any, *, window: int, positions: int, held_out: int) -> Split:
-    """Windows of ``window`` tokens with so many scored positions each; no text is in both.
+def read_split(texts: Path, tokenizer: Any, *, window: int, positions: Sequence[int]) -> Split:
+    """Windows of ``window`` tokens with so many scored positions in each part.
 
-    The order of texts goes by the hash of their ids, held-out ones first, so that a run with fewer
-    positions is judged by the same ones. What a text has beyond its last whole window is left out.
+    The order of texts goes by the hash of their ids, so that runs with other numbers for the last
+    part have the same windows in the others. Of a text the first tokens are taken, in whole
+    windows. Raises ValueError if there are too few.
     """
     rows = [json.loads(line) for line in texts.read_text(encoding="utf-8").splitlines()]
-    parts: list[list[Text]] = [[]]
+    wanted = [-(-count // (window - 1)) for count in positions]
+    parts: list[list[Text]] = [[] for _ in wanted]
     for row in sorted(rows, key=lambda row: sample_hash(str(row["id"]))):
-        if sum(_scored(parts[-1])) >= (held_out, positions)[len(parts) - 1]:
-            parts.append([])
-        if len(parts) > 2:
+        part = next((p for p, count in zip(parts, wanted, strict=True) if len(p) < count), None)
+        if part is None:
             break
         ids = np.array(tokenizer(row["text"], verbose=False)["input_ids"], dtype=np.int32)
         starts = range(0, min(len(ids), TEXT_TOKENS) - window + 1, window)
-        parts[-1] += [Text(f"{row['id']}#{at}", ids[at : at + window]) for at in starts]
-    if len(parts) < 3:
-        raise SystemExit(f"{texts} has too few tokens: {len(parts[-1])} windows in the last part")
-    each = window - 1
-    return Split(parts[1][: -(-positions // each)], parts[0][: -(-held_out // each)])
-
-
-def _scored(windows: Iterable[Text]) -> Iterator[int]:
-    return (len(window.ids_T) - 1 for window in windows)
+        part += [Text(f"{row['id']}#{at}", ids[at : at + window]) for at in starts]
+    cut = [part[:count] for part, count in zip(parts, wanted, strict=True)]
+    if [len(part) for part in cut] != wanted:
+        raise ValueError(f"too few texts: wanted {wanted} windows, got {list(map(len, cut))}")
+    return Split(*cut)
 
 
 def cut_logits(teacher: Path, windows: Sequence[Text], vocab_size: int) -> Tensor:
@@ -155,8 +153,12 @@ class Stores:
 
         Seeds of labels and of signals are apart: ``counts`` would begin with the same draw.
         """
-        store = self.store("counts:n=1", seed=seed + (1 << 20))
+        store = self.label_store(seed=seed)
         return np.stack([sample.signal.ids_N for sample in store if sample.signal]).astype(np.int64)
+
+    def label_store(self, *, seed: int) -> kdstore.Store:
+        """The store that has the labels: one draw of each position."""
+        return self.store("counts:n=1", seed=seed + (1 << 20))
 
     def _dump(self, url: str, selection: str, *, seed: int, draws: int) -> None:
         source = self._source()

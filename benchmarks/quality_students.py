@@ -23,14 +23,15 @@ READ_AT_ONCE = 32  # windows; of `full`, with 127 positions of 4,096 tokens each
 class StudentConfig:
     """A student and how it is trained: AdamW, linear warm-up, then a linear fall to zero.
 
-    Gradients are clipped. Without that students of the same arm differ by a tenth of the gap.
+    Gradients are clipped. ``first_rate`` is the learning rate of what comes before all arms.
     """
 
     vocab_size: int = 4096
     width: int = 128
     layers: int = 2
     heads: int = 4
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
+    first_rate: float = 2e-3
     betas: tuple[float, float] = (0.9, 0.99)
     warmup: float = 0.2  # of all steps
     max_gradient_norm: float = 1.0
@@ -53,9 +54,10 @@ class Lesson:
     draws: int = 1
 
 
-def train_student(config: StudentConfig, lesson: Lesson, *, seed: int) -> LlamaForCausalLM:
-    """A student; its first weights and the order of windows depend on ``seed`` alone."""
-    model = new_student(config, seed=seed)
+def train_student(
+    model: LlamaForCausalLM, config: StudentConfig, lesson: Lesson, *, seed: int
+) -> LlamaForCausalLM:
+    """The trained model, which is changed; the order of windows depends on ``seed`` alone."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=0.0
     )

@@ -101,7 +101,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path, data_file
     (data / TEACHER).symlink_to(teacher_dir)
     (data / TEXTS).symlink_to(data_file)
     student = StudentConfig(vocab_size=280, width=16, layers=1, heads=2)
-    setting = Setting(student, window=16, positions=300, held_out=60)
+    setting = Setting(student, window=16, held_out=60, first=90, positions=300)
     (data / "stores").mkdir()
     return Bench.of_data(data, setting, data / "stores")
 
