@@ -6,8 +6,8 @@ Students are trained on labels that were drawn from a teacher (CE), on its whole
 (full) and on what stores of every selection hold. The figure is the share of the gap between CE and
 full that a student closes, in cross-entropy against the dense teacher at held-out positions.
 All arms of a seed begin with the same student, which has learned from labels of other texts, and
-have the same labels and order of texts; draws are other ones for every seed. Bytes are the stores' own figures. ``DIR`` holds
-``teacher-32k`` and ``eval.jsonl``; see docs/quality.md.
+have the same labels and order of texts; draws are other ones for every seed. Bytes are the stores'
+own figures. ``DIR`` holds ``teacher-32k`` and ``eval.jsonl``; see docs/quality.md.
 """
 
 from __future__ import annotations
