@@ -64,7 +64,7 @@ BYTES, GAP, NATS = "bytes per position", "of the gap", "nats per position"
 RUN = "quality.run"
 SWEEP_SEED = 1000  # of no arm
 QUICK_POSITIONS = 30_000
-RATES = (5e-4, 1e-3, 2e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 
 
 @dataclass(frozen=True)

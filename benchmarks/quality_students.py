@@ -67,7 +67,7 @@ def train_student(
     )
     for batch in batches(lesson, config.batch_windows, seed=seed):
         logits = model(**batch.model_inputs()).logits
-        parts = [w * LOSSES[name](logits, batch) for name, w in lesson.losses.items()]
+        parts = [w * LOSSES[name]()(logits, batch) for name, w in lesson.losses.items()]
         loss: Tensor = torch.stack(parts).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
