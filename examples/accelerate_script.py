@@ -2,9 +2,10 @@
 
     accelerate launch examples/accelerate_script.py STORE STUDENT --steps 100 --output OUTPUT
 
-STORE is what `kdstore dump` wrote; STUDENT is a folder of a model and the teacher's tokenizer. After
-`scripts/demo`, build/demo/store and build/demo/ce are such. A step is --accumulate batches of each process: two
-processes do what one does with twice as many. --resume OUTPUT/checkpoint-50 goes on, also with other numbers.
+STORE is what `kdstore dump` wrote; STUDENT is a folder of a model and the teacher's tokenizer.
+After `scripts/demo`, build/demo/store and build/demo/ce are such. A step is
+--accumulate batches of each process: two processes do what one does with twice as many.
+--resume OUTPUT/checkpoint-50 goes on, also with other numbers.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
 
     accelerator = Accelerator()  # backward divides by its gradient_accumulation_steps: leave it 1
     store = kdstore.open(args.store)
-    # Small updates get lost in bfloat16 weights, which is what transformers loads if a file has them.
+    # transformers loads bfloat16 weights as such, and small updates get lost in them.
     model = AutoModelForCausalLM.from_pretrained(args.student, dtype=torch.float32)
     # The ids of another tokenizer would train without an error, and teach nonsense.
     check_vocabulary(model, AutoTokenizer.from_pretrained(args.student), [store])

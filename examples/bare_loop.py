@@ -2,8 +2,9 @@
 
     python examples/bare_loop.py STORE STUDENT --steps 100 --output OUTPUT [--resume]
 
-STORE is what `kdstore dump` wrote; STUDENT is a folder of a model and the teacher's tokenizer. After
-`scripts/demo`, build/demo/store and build/demo/ce are such. --resume goes on from OUTPUT/checkpoint.pt.
+STORE is what `kdstore dump` wrote; STUDENT is a folder of a model and the teacher's tokenizer.
+After `scripts/demo`, build/demo/store and build/demo/ce are such. --resume goes on from
+OUTPUT/checkpoint.pt.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     store = kdstore.open(args.store)
-    # Small updates get lost in bfloat16 weights, which is what transformers loads if a file has them.
+    # transformers loads bfloat16 weights as such, and small updates get lost in them.
     model = AutoModelForCausalLM.from_pretrained(args.student, dtype=torch.float32).to(device)
     # The ids of another tokenizer would train without an error, and teach nonsense.
     check_vocabulary(model, AutoTokenizer.from_pretrained(args.student), [store])

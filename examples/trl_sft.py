@@ -1,10 +1,11 @@
-"""Train a student on a store with TRL's SFTTrainer, which takes its loss from what the teacher said.
+"""Train a student on a store with TRL's SFTTrainer, whose loss becomes what the teacher said.
 
     pip install trl
     accelerate launch examples/trl_sft.py STORE STUDENT --steps 100 --output OUTPUT [--resume]
 
-STORE is what `kdstore dump` wrote; STUDENT is a folder of a model and the teacher's tokenizer. After
-`scripts/demo`, build/demo/store and build/demo/ce are such. --resume goes on from the last checkpoint in OUTPUT.
+STORE is what `kdstore dump` wrote; STUDENT is a folder of a model and the teacher's tokenizer.
+After `scripts/demo`, build/demo/store and build/demo/ce are such. --resume goes on from
+the last checkpoint in OUTPUT.
 TRL tells its makers that it is used, unless HF_HUB_DISABLE_TELEMETRY=1 is set.
 """
 
@@ -26,9 +27,9 @@ from kdstore.train.student import check_vocabulary
 
 
 def rows_of(store: kdstore.Store) -> Iterator[dict[str, int]]:
-    """A row for each sample, epoch after epoch; shuffled so that what lies together is read together.
+    """A row for each sample, epoch after epoch, in an order that decodes each sample once.
 
-    In Trainer's random order each sample would cost the decoding of the hundreds beside it.
+    In Trainer's random order, each sample would cost the decoding of the hundreds beside it.
     """
     order = EpochSampler(store, seed=0)
     for epoch in count():
@@ -51,7 +52,7 @@ class StoreCollator:
 
 
 class StoreSFTTrainer(SFTTrainer):
-    """SFTTrainer with another loss. TRL's own metrics, which are made with its own, are not logged."""
+    """SFTTrainer with another loss. TRL's metrics are made with its own, and are not logged."""
 
     objective = Objective({"forward_kl": 1.0})
 
@@ -60,10 +61,12 @@ class StoreSFTTrainer(SFTTrainer):
     ) -> Any:
         """A batch's share of the mean over the step's labels, of all its batches and processes."""
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        request = Request(self.objective, inputs.pop("batch"), denominator=num_items_in_batch)
+        scored, parts = None, 1  # in evaluation: the mean of this batch
+        if num_items_in_batch is not None:
+            # Gradients are averaged over processes, but these losses are parts of a sum.
+            scored, parts = num_items_in_batch.clamp(min=1), self.accelerator.num_processes
+        request = Request(self.objective, inputs.pop("batch"), denominator=scored)
         outputs = model(**inputs, distill=request)
-        # Gradients are averaged over processes, but these losses are parts of a sum.
-        parts = 1 if num_items_in_batch is None else self.accelerator.num_processes
         return (outputs.loss * parts, outputs) if return_outputs else outputs.loss * parts
 
 
@@ -82,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     args = parser.parse_args(argv)
 
     store = kdstore.open(args.store)
-    # Small updates get lost in bfloat16 weights, which is what transformers loads if a file has them.
+    # transformers loads bfloat16 weights as such, and small updates get lost in them.
     model = AutoModelForCausalLM.from_pretrained(args.student, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(args.student)
     # The ids of another tokenizer would train without an error, and teach nonsense.
