@@ -5,7 +5,8 @@
 STORE is what `kdstore dump` wrote; STUDENT is a folder of a model and the teacher's tokenizer.
 After `scripts/demo`, build/demo/store and build/demo/ce are such. A step is
 --accumulate batches of each process: two processes do what one does with twice as many.
---resume OUTPUT/checkpoint-50 goes on, also with other numbers.
+--resume OUTPUT/checkpoint-50 goes on, also with other numbers. Several processes on CPUs need
+ACCELERATE_USE_CPU=true; without it, each would train by itself.
 """
 
 import argparse
@@ -85,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     weights = accelerator.get_state_dict(model)  # on every process: sharded weights are gathered
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_pretrained(args.output, state_dict=weights)
+    # The wrapped model holds on to the process group; on CPUs, ending that first may hang for ever.
+    model, optimizer = accelerator.free_memory(model, optimizer)
     accelerator.end_training()
     return losses
 

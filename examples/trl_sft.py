@@ -27,7 +27,7 @@ from kdstore.train.student import check_vocabulary
 
 
 def rows_of(store: kdstore.Store) -> Iterator[dict[str, int]]:
-    """A row for each sample, epoch after epoch, in an order that decodes each sample once.
+    """A row for each sample, epoch after epoch, in an order that decodes each once an epoch.
 
     In Trainer's random order, each sample would cost the decoding of the hundreds beside it.
     """
