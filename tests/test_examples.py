@@ -143,6 +143,7 @@ def test_two_processes_take_the_steps_of_one(
 ) -> None:
     """Across the end of an epoch, where fillers complete a step; and one goes on where two were."""
     options = ["--batch-tokens", 400, "--save-every", 7]
+    assert kdstore.open(rich_store).loader(batch_tokens=400).count_steps() == [9]
     whole = run("accelerate_script", *options, "--accumulate", 4, "--steps", 9)
     run_on_two_ranks(
         str(EXAMPLES / "accelerate_script.py"),
