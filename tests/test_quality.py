@@ -130,7 +130,7 @@ def test_labels_are_drawn_and_batches_carry_them(bench: Bench) -> None:
     logits = torch.randn(4, 16, 280, dtype=torch.float64)
     log_s = logits[:, :-1].log_softmax(-1).reshape(-1, 280)
     nll = -log_s[torch.arange(60), torch.from_numpy(expected)].mean()
-    assert float(LOSSES["ce"](logits, first)) == pytest.approx(float(nll))
+    assert float(LOSSES["ce"]()(logits, first)) == pytest.approx(float(nll))
 
 
 def test_draws_differ_by_epoch(bench: Bench) -> None:
