@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import kdstore
-from tests.train.launch import run_on_two_ranks
+from tests.train.launch import run_on_ranks
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ALL_TOKENS = 10**6
@@ -145,7 +145,7 @@ def test_two_processes_take_the_steps_of_one(
     options = ["--batch-tokens", 400, "--save-every", 7]
     assert kdstore.open(rich_store).loader(batch_tokens=400).count_steps() == [9]
     whole = run("accelerate_script", *options, "--accumulate", 4, "--steps", 9)
-    run_on_two_ranks(
+    run_on_ranks(
         str(EXAMPLES / "accelerate_script.py"),
         *map(str, [rich_store, student, "--output", tmp_path / "two", *options]),
         *("--accumulate", "2", "--steps", "9"),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+LONGEST_S = 300  # gloo may wait for ever for a rank that is gone
 
 
 def run_on_ranks(worker: str, *arguments: str, ranks: int = 2) -> None:
@@ -22,5 +23,12 @@ def run_on_ranks(worker: str, *arguments: str, ranks: int = 2) -> None:
     rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
     launcher = ["-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={ranks}"]
     command = [sys.executable, *launcher, str(HERE / worker), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LONGEST_S,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
