@@ -94,7 +94,7 @@ def _run_unit(
     ):
         scores[score.sample_id] = score
         on_tokens(lengths.pop(score.sample_id, 0))
-    scored = [_with_signal(sample, scores, selection, codec.scalars) for sample in samples]
+    scored = [with_signal(sample, scores, selection, codec.scalars) for sample in samples]
     if fraction:
         scored = [_with_audit(s, scores, fraction=fraction, seed=seed) for s in scored]
     provenance = {
@@ -129,12 +129,13 @@ def signal_statistics(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def _with_signal(
+def with_signal(
     sample: Sample,
     scores: dict[str, Score],
     selection: Selection,
     scalars: Sequence[str],
 ) -> Sample:
+    """The sample with its score's signal; TeacherError if it should have one and has none."""
     score = scores.get(sample.sample_id)
     if score is not None:
         return replace(sample, signal=score.signal)
