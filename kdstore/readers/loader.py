@@ -66,6 +66,7 @@ class Loader:
             _check_filter(keep, columns)
             data = data.with_columns(columns)
         self._parts = parts_of(data)
+        _check_workers(num_workers, self._parts)
         data.reserve(**_reserve(self._parts, self._config))
         self._workers, self._context = num_workers, multiprocessing_context
         self._dataset = BatchDataset(data, keep=keep)
@@ -138,6 +139,18 @@ class Loader:
 def _check_positive(name: str, value: int) -> None:
     if value < 1:
         raise UsageError(f"{name} of a loader cannot work", expected="at least 1", got=value)
+
+
+def _check_workers(num_workers: int, parts: Sequence[Part]) -> None:
+    for data in [part.data for part in parts if part.data.in_one_process]:
+        if num_workers:
+            raise UsageError(
+                "workers cannot read what an online teacher scores: it is in this process",
+                where=f"{data}",
+                expected="num_workers 0",
+                got=num_workers,
+                todo="leave workers out, or dump a store and train on that",
+            )
 
 
 def _check_filter(keep: PositionFilter | None, columns: Sequence[str]) -> None:

@@ -33,15 +33,16 @@ def run_units(
     source: DumpSource,
     planned: Sequence[PlannedUnit],
     *,
+    label: str = "dump",
     quiet: bool = False,
 ) -> None:
     """Score and commit the planned units, in order; the source is read once.
 
-    Raises InputError if the source no longer gives what was planned, TeacherError if the teacher
-    leaves a sample unanswered.
+    ``label`` is that of the progress. Raises InputError if the source no longer gives what was
+    planned, TeacherError if the teacher leaves a sample unanswered.
     """
     total = sum(sum(unit.num_tokens) for unit in planned)
-    with Progress("dump", total=total, unit="tokens", quiet=quiet) as progress:
+    with Progress(label, total=total, unit="tokens", quiet=quiet) as progress:
         for unit, samples in planned_samples(source, planned):
             _run_unit(writer, teacher, unit, samples, on_tokens=progress.advance)
 
