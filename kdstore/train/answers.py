@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate.utils import patch_environment
 
+import kdstore
 from kdstore.filesystem import Folder
 from kdstore.readers.columns import ENTRIES, Columns
 from kdstore.readers.store import Store
@@ -130,16 +131,19 @@ class Recording:
 
     The unit is committed as by a dump, and read from the store, so that a student sees what is
     stored. The teacher is released once all units are committed. What other processes have
-    committed is not asked again; where two score a unit at once, the first commit stands.
+    committed is not asked again; where two score a unit at once, the first commit stands, and
+    neither waits for the other.
     """
 
     num_draws = 1
 
-    def __init__(self, scoring: Scoring, teacher: LazyTeacher, *, url: str, quiet: bool) -> None:
+    def __init__(
+        self, scoring: Scoring, teacher: LazyTeacher, *, url: str, quiet: bool, **cache: Any
+    ) -> None:
         self._source, self._teacher, self._quiet = scoring.source, teacher, quiet
         self._writer = scoring.open_store(Folder(url), quiet=quiet)
         self.plan = self._writer.plan
-        self.store = Store(self._writer.folder)
+        self.store = kdstore.open(url, **cache)
         units = self.plan.table["unit"].to_numpy()
         self._first_rows = np.searchsorted(units, np.arange(self.plan.num_units))
 

@@ -39,22 +39,38 @@ class OnlineSamples(Samples):
     sampled selection is its r-th, and there is no end of draws; with it, a unit is scored and
     committed when one of its samples is first asked for, and read from the store from then on.
 
+    ``cache_dir`` and ``cache_bytes`` are those of ``kdstore.open``, for a remote ``record``.
+
     Nothing is loaded before a sample is asked for. Raises what ``Scoring.of`` and ``open_dump``
     raise: UsageError, TeacherError, InputError, StoreMismatchError.
     """
 
     in_one_process = True
 
-    def __init__(self, config: TeacherConfig, *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        config: TeacherConfig,
+        *,
+        quiet: bool = False,
+        cache_dir: str | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
         self.config = config
         scoring = Scoring.of(replace(config, device=config.device or _device_of_rank()))
         quiet = quiet or rank_and_world_size(None, None)[0] != 0
         self._teacher = LazyTeacher(scoring)
-        self._answers: Answers = (
-            Fresh(scoring, self._teacher, quiet=quiet)
-            if config.record is None
-            else Recording(scoring, self._teacher, url=config.record, quiet=quiet)
-        )
+        self._answers: Answers
+        if config.record is None:
+            self._answers = Fresh(scoring, self._teacher, quiet=quiet)
+        else:
+            self._answers = Recording(
+                scoring,
+                self._teacher,
+                url=config.record,
+                quiet=quiet,
+                cache_dir=cache_dir,
+                cache_bytes=cache_bytes,
+            )
         table = self._answers.plan.table
         units, tokens = table["unit"].to_numpy(), table["num_tokens"].to_numpy()
         self._lengths = tokens.astype(np.int32)
@@ -155,7 +171,9 @@ class OnlineSamples(Samples):
         return self._answers.num_draws
 
     def refresh(self) -> int:
-        """0: the samples are those that were planned."""
+        """Look for what others have recorded; 0, since samples are those that were planned."""
+        if not self.is_complete:
+            self.store.refresh()
         return 0
 
     def find(self, sample_id: str) -> int:

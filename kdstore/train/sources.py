@@ -67,7 +67,10 @@ def describe_data(data: Samples | Mixture) -> dict[str, Any]:
     stores = stores_of(data)
     members = data.stores if isinstance(data, Mixture) else [data]
     online = online_in(data)
-    asked = {"teacher": online.config.path, "record": online.config.record} if online else {}
+    asked: dict[str, Any] = {}
+    if online is not None:
+        online.refresh()  # other ranks record as well
+        asked = {"teacher": online.config.path, "record": online.config.record}
     return {
         **asked,
         "num_samples": len(data),
@@ -79,7 +82,12 @@ def describe_data(data: Samples | Mixture) -> dict[str, Any]:
 
 def _open_main(config: TrainConfig, *, quiet: bool) -> Samples:
     if config.teacher is not None:
-        return OnlineSamples(config.teacher, quiet=quiet)
+        return OnlineSamples(
+            config.teacher,
+            quiet=quiet,
+            cache_dir=config.cache_dir,
+            cache_bytes=config.cache_bytes,
+        )
     assert config.store is not None
     return _open(config.store, config)
 

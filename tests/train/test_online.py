@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pickle
-import shutil
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,12 @@ from kdstore.errors import StoreMismatchError, UsageError
 from kdstore.select import DEFAULT_SCALARS, parse_selection
 from kdstore.teachers.scoring import Scoring
 from kdstore.testing import assert_resumable
-from kdstore.train import answers
+from kdstore.train import answers, results
 from kdstore.train.config import TeacherConfig
+from kdstore.train.dryrun import dry_run
 from kdstore.train.online import OnlineSamples
 from kdstore.train.run import run_training
+from kdstore.train.sources import describe_data, open_data
 from kdstore.train.trainer import DistillTrainer
 from tests.train.train_helpers import make_trainer, parameters_of, training_arguments
 
@@ -78,10 +79,11 @@ def test_samples_are_those_of_a_dump(ask, dump, select):
             assert getattr(found, name) == getattr(wanted, name)
         assert np.array_equal(found.input_ids_T, wanted.input_ids_T)
         assert np.array_equal(found.signal.ids_N, wanted.signal.ids_N)
-        np.testing.assert_allclose(found.signal.logprobs_N, wanted.signal.logprobs_N, atol=0.1)
+        pair = (np.exp(one.signal.logprobs_N) for one in (found, wanted))
+        np.testing.assert_allclose(*pair, atol=0.06)
         for name, values in wanted.signal.scalars.items():
             np.testing.assert_allclose(found.signal.scalars[name], values, rtol=0.05, atol=0.02)
-    assert online.find("row-7#0") == store.find("row-7#0")
+    assert online.find(store[40].sample_id) == 40
     with pytest.raises(KeyError):
         online.find("nobody")
 
@@ -101,8 +103,6 @@ def ids_by_epoch(data, **options):
     for _ in range(2):
         found = {}
         for batch in loader:
-            splits = batch.signal_splits if hasattr(batch, "signal_splits") else None
-            assert splits is None or len(splits)
             found[tuple(batch.sample_ids)] = batch.signal.ids_N.tolist()
         epochs.append(found)
     return epochs
@@ -116,8 +116,9 @@ def test_each_epoch_has_its_own_draw(ask):
     assert sum(first[name] != second[name] for name in first) > 50
     for epoch, whole in zip((first, second), ids_by_epoch(ask(), batch_size=60), strict=True):
         ((names, ids),) = whole.items()
-        assert ids == sum((epoch[(name,)] for name in names), [])
-    one, other = ids_by_epoch(ask(select="topk:k=4"), batch_size=1)
+        assert ids == list(chain.from_iterable(epoch[(name,)] for name in names))
+    one, other = ids_by_epoch(ask(select="topk:k=4"), batch_size=1, max_tokens=20)
+    assert len(one) > 10
     assert one == other
     again = ids_by_epoch(ask(), batch_size=1, draw=1)
     assert again == [{name: second[name] for name in epoch} for epoch in again]
@@ -163,8 +164,9 @@ def test_trains_as_on_raw_signals(ask, small_student, tmp_path, select):
 
 
 @pytest.fixture
-def online_run(configured, teacher_dir, data_file):
+def online_run(configured, teacher_dir, data_file, monkeypatch):
     """A configuration of six steps of 16 samples, four of them an epoch, from the teacher."""
+    monkeypatch.setattr(results, "_try_curves", lambda *_, **__: None)  # a second each
 
     def load(*changes):
         teacher = f"{{path: {teacher_dir}, data: {data_file}, unit_tokens: 500}}"
@@ -191,19 +193,17 @@ def test_resume_ends_where_one_run_ends(online_run, tmp_path, dump):
     assert whole["num_samples"] == 60
     assert (whole["record"], whole["store_complete"]) == (None, True)
     assert whole["teacher"] == parts.teacher.path
-    assert whole["config_digest"] == kdstore.open(dump()).config_digest
-    assert whole["num_tokens"] == int(kdstore.open(dump()).shard_tokens.sum())
+    store = kdstore.open(dump())
+    assert whole["config_digest"] == store.config_digest
+    assert whole["num_tokens"] == int(store.shard_tokens.sum())
 
-    recorded = online_run(f"training.output_dir={tmp_path / 'parts'}", "teacher.record=build")
-    recorded = replace(recorded, teacher=replace(recorded.teacher, record=str(tmp_path / "s")))
+    recorded = replace(parts, teacher=replace(parts.teacher, record=str(tmp_path / "store")))
     with pytest.raises(StoreMismatchError, match="of other data"):
         run_training(recorded, resume=True, quiet=True)
 
 
-def test_a_dry_run_records_nothing(online_run, tmp_path, kdstore_cli):
+def test_a_dry_run_records_nothing(online_run, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    from kdstore.train.dryrun import dry_run
-
     found = dry_run(online_run(f"teacher.record={tmp_path / 'store'}"), quiet=True)
     assert sorted(tmp_path.rglob("*")) == before
     assert (found["steps_planned"], found["num_samples"]) == (6, 60)
@@ -215,9 +215,7 @@ def test_the_command(kdstore_cli, config_file, teacher_dir, data_file):
     changes = ["store=null", f"teacher.path={teacher_dir}", f"teacher.data={data_file}"]
     code, printed, error = kdstore_cli("train", config_file, *changes, "training.max_steps=1")
     assert code == 0, error
-    assert (
-        f"teacher            {teacher_dir}" in " ".join(printed.split("\n")) or "teacher" in printed
-    )
+    assert ["teacher", str(teacher_dir)] in [line.split() for line in printed.splitlines()]
     assert "eval_perplexity" in printed
     assert "warning" not in error
 
@@ -276,7 +274,7 @@ def test_a_crash_loses_no_unit(online_run, tmp_path, dump, monkeypatch):
     """Also where the loop goes on from its last checkpoint."""
     record = tmp_path / "record"
     changes = [f"teacher.record={record}", "loader={batch_size: 4, streams: 1}"]
-    config = online_run(*changes, "training.save_steps=1", "training.max_steps=20")
+    config = online_run(*changes, "training.save_steps=5", "training.max_steps=15")
     encode = answers.run_units
     calls = []
 
@@ -301,7 +299,7 @@ def test_a_crash_loses_no_unit(online_run, tmp_path, dump, monkeypatch):
     assert all(path.read_bytes() == content for path, content in before.items())
     assert store.commits.texts("xxh3_128") == kdstore.open(dump()).commits.texts("xxh3_128")
 
-    undisturbed = online_run(*changes, "training.max_steps=20")
+    undisturbed = online_run(*changes, "training.max_steps=15", "training.save_strategy='no'")
     undisturbed.training["output_dir"] = str(tmp_path / "undisturbed")
     run_training(undisturbed, quiet=True)
     assert torch.equal(trained(tmp_path / "out"), trained(tmp_path / "undisturbed"))
@@ -390,17 +388,14 @@ def test_what_a_dump_refuses_is_refused(ask, options, message):
         ask(**options)
 
 
-def test_another_draw_or_store_is_refused(ask, dump, tmp_path):
+def test_another_draw_or_store_is_refused(ask, dump):
     with pytest.raises(UsageError, match="no such draw"):
         ask(select="topk:k=2")[0, 1]
     with pytest.raises(StoreMismatchError, match=r"seed"):
         ask(record=str(dump()), seed=1)
-    shutil.rmtree(tmp_path / "store")
 
 
 def test_an_online_teacher_can_be_joined(online_run, dump):
-    from kdstore.train.sources import describe_data, open_data
-
     other = dump("other", select="topk:k=3")
     data = open_data(online_run(f"teachers={{second: {other}}}"), quiet=True)
     sample = data[9, 4]
