@@ -142,15 +142,15 @@ def _check_positive(name: str, value: int) -> None:
 
 
 def _check_workers(num_workers: int, parts: Sequence[Part]) -> None:
-    for data in [part.data for part in parts if part.data.in_one_process]:
-        if num_workers:
-            raise UsageError(
-                "workers cannot read what an online teacher scores: it is in this process",
-                where=f"{data}",
-                expected="num_workers 0",
-                got=num_workers,
-                todo="leave workers out, or dump a store and train on that",
-            )
+    online = [part.data for part in parts if part.data.in_one_process]
+    if online and num_workers:
+        raise UsageError(
+            "workers cannot read what an online teacher scores: it is in this process",
+            where=f"{online[0]}",
+            expected="num_workers 0",
+            got=num_workers,
+            todo="leave workers out, or dump a store and train on that",
+        )
 
 
 def _check_filter(keep: PositionFilter | None, columns: Sequence[str]) -> None:

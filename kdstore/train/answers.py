@@ -11,8 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate.utils import patch_environment
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 import kdstore
+from kdstore.errors import UsageError
 from kdstore.filesystem import Folder
 from kdstore.readers.columns import ENTRIES, Columns
 from kdstore.readers.store import Store
@@ -57,12 +59,14 @@ class LazyTeacher:
         self._model: HFTeacher | None = None
 
     def __call__(self) -> HFTeacher:
-        """The teacher. Loading it draws from no generator: a resumed run loads it elsewhere."""
+        """The teacher; UsageError where DeepSpeed would cut it up."""
         if self._model is None:
+            _check_whole()
             devices = range(torch.cuda.device_count())
-            # With FSDP's efficient loading, ranks but the first would get no weights.
+            # A resumed run loads it at another step, which must not change what dropout draws.
             with (
                 torch.random.fork_rng(devices=devices),
+                # Else FSDP has transformers load no weights on ranks but the first.
                 patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"),
             ):
                 self._model = self._scoring.load_teacher()
@@ -195,6 +199,17 @@ class Recording:
         shards = np.searchsorted(self.store.commits.units, units)
         stored = self.store.first_rows[shards] + rows - self._first_rows[units]
         return stored.tolist()  # type: ignore[no-any-return]
+
+
+def _check_whole() -> None:
+    if is_deepspeed_zero3_enabled():
+        raise UsageError(
+            "ZeRO-3 would cut up the teacher's weights with the student's",
+            where="training.deepspeed",
+            expected="ZeRO-1, ZeRO-2 or FSDP with an online teacher",
+            got="ZeRO-3",
+            todo="dump a store first and train on that, or change the stage",
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from dataclasses import replace
 from itertools import chain, islice
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import kdstore
 from kdstore.errors import StoreMismatchError, UsageError
 from kdstore.select import DEFAULT_SCALARS, parse_selection
+from kdstore.teachers import hf
 from kdstore.teachers.scoring import Scoring
 from kdstore.testing import assert_resumable
 from kdstore.train import answers, results
@@ -345,6 +347,29 @@ def test_loading_the_teacher_draws_nothing_and_leaves_nothing(ask):
     assert online[0].signal is not None
     del online
     assert not folder.exists()
+
+
+def test_launchers_do_not_reach_the_teacher(ask, monkeypatch):
+    """Ranks have GPUs of their own, and FSDP would have all but one load no weights."""
+    seen = []
+    load = hf.load_model
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    monkeypatch.setattr(
+        hf,
+        "load_model",
+        lambda *args, **options: (
+            seen.append(os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]) or load(*args, **options)
+        ),
+    )
+    assert ask()[0].num_scored > 0
+    assert (seen, os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]) == (["false"], "true")
+    monkeypatch.setattr(answers, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(UsageError, match="ZeRO-3 would cut up the teacher"):
+        ask()[0]
+    monkeypatch.setattr("kdstore.train.online.default_device", lambda: "cuda")
+    monkeypatch.setenv("LOCAL_RANK", "99")
+    with pytest.raises(UsageError, match="'cuda:99'"):
+        ask()
 
 
 def test_other_processes_are_refused(ask):
