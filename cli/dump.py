@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,10 +14,7 @@ from kdstore.filesystem import Folder
 from kdstore.header import read_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from kdstore.inputs import InputConfig
-    from kdstore.teachers.hf_load import CheckpointInfo
+    from kdstore.teachers.scoring import ScoringOptions
     from kdstore.writers.overlay import OverlayWriter
     from kdstore.writers.units import UnitWriter
 
@@ -96,16 +94,7 @@ if TYPE_CHECKING:
 @click.option("--quiet", is_flag=True, help="No progress.")
 def dump(**options: Any) -> None:
     """Score a data set with a teacher and store the signals. Run it again to resume."""
-    from kdstore.inputs import SampleBuilder, open_source
-    from kdstore.select import DEFAULT_SCALARS, parse_selection
-    from kdstore.teachers.hf import HFTeacher
-    from kdstore.teachers.hf_load import (
-        check_device,
-        default_device,
-        describe_checkpoint,
-        load_tokenizer,
-    )
-    from kdstore.writers.dump import DumpConfig, DumpSource, open_dump
+    from kdstore.teachers.scoring import Scoring
     from kdstore.writers.run import run_units
 
     worker, num_workers = parse_worker(options["worker"])
@@ -113,41 +102,13 @@ def dump(**options: Any) -> None:
     _check_overlay_options(options)
     if options["overlay"] is not None:
         read_header(folder)  # there must be a store, which a dump would make
-    config = DumpConfig(
-        selection=parse_selection(options["selection"]).spec,
-        scalars=(*DEFAULT_SCALARS, *temperature_scalars(options["temperatures"])),
-        score=options["score"],
-        audit_fraction=options["audit_fraction"],
-        unit_tokens=options["unit_tokens"],
-        seed=options["seed"],
-    )
-    device = check_device(options["device"] or default_device())
-    info = describe_checkpoint(options["teacher"], dtype=options["dtype"], device=device)
-    tokenizer = load_tokenizer(info.path)
-    rows = open_source(options["data"], split=options["split"])
-    input_config = _input_config(options, info)
-    builder = SampleBuilder(tokenizer, input_config, rows.name, locate=rows.locate)
-    source = DumpSource(rows, builder, config.score)
-    store = open_dump(
-        folder,
-        source,
-        teacher=info.identity,
-        vocab_size=info.vocab_size,
-        tokenizer=tokenizer,
-        config=config,
-        quiet=options["quiet"],
-    )
+    scoring = Scoring.of(_scoring_options(options))
+    store = scoring.open_store(folder, quiet=options["quiet"])
     writer = store if options["overlay"] is None else _open_overlay(options)
     pending = writer.pending_units(worker=worker, num_workers=num_workers)
     if pending and not options["plan_only"]:
-        teacher = HFTeacher(
-            info,
-            device=device,
-            batch_tokens=options["batch_tokens"],
-            num_ids=num_ids_of(tokenizer, info),
-        )
         planned = [store.plan.unit(unit) for unit in pending]
-        run_units(writer, teacher, source, planned, quiet=options["quiet"])
+        run_units(writer, scoring.load_teacher(), scoring.source, planned, quiet=options["quiet"])
     writer.seal()
     _report(writer, as_json=options["as_json"], quiet=options["quiet"])
 
@@ -176,39 +137,26 @@ def parse_options(text: str) -> dict[str, Any]:
     return value
 
 
-def temperature_scalars(text: str) -> tuple[str, ...]:
-    """Names of the scalars that ``1.5,2`` asks for; UsageError for anything but temperatures."""
-    from kdstore.select.scalars import LSE_T_PREFIX
-
-    return scalar_names([f"{LSE_T_PREFIX}{part}" for part in _parts(text)])
-
-
-def scalar_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Scalars that a teacher can give, each once; UsageError for a name that none has."""
-    from kdstore.select import DEFAULT_SCALARS
-    from kdstore.select.scalars import LSE_T_PREFIX, temperature_of
-
-    plain = {*DEFAULT_SCALARS, "lse"}
-    known = (n if n in plain else f"{LSE_T_PREFIX}{temperature_of(n)}" for n in names)
-    return tuple(dict.fromkeys(known))
-
-
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def num_ids_of(tokenizer: Any, info: CheckpointInfo) -> int:
-    """How many ids the tokenizer has, up to the logits' width; a wider one is warned of."""
-    from kdstore.align import TokenTable
+def _scoring_options(options: dict[str, Any]) -> ScoringOptions:
+    from kdstore.select.scalars import LSE_T_PREFIX, temperature_of
+    from kdstore.teachers.scoring import ScoringOptions
 
-    num_ids = len(TokenTable.from_tokenizer(tokenizer))
-    if num_ids > info.vocab_size:
-        click.echo(
-            f"kdstore: warning: the tokenizer has {num_ids} ids, the teacher's logits only "
-            f"{info.vocab_size}; ids beyond cannot be scored and are refused where they occur",
-            err=True,
-        )
-    return min(num_ids, info.vocab_size)
+    names = {one.name for one in fields(ScoringOptions)}
+    given = {name: value for name, value in options.items() if name in names}
+    temperatures = [f"{LSE_T_PREFIX}{part}" for part in _parts(options["temperatures"])]
+    return ScoringOptions(
+        **given
+        | {
+            "path": options["teacher"],
+            "select": options["selection"],
+            "temperatures": list(map(temperature_of, temperatures)),
+            "template_options": parse_options(options["template_options"]),
+        }
+    )
 
 
 def _check_overlay_options(options: dict[str, Any]) -> None:
@@ -224,6 +172,7 @@ def _check_overlay_options(options: dict[str, Any]) -> None:
 
 def _open_overlay(options: dict[str, Any]) -> OverlayWriter:
     from kdstore.readers.store import Store
+    from kdstore.teachers.scoring import scalar_names
     from kdstore.writers.overlay import OverlayWriter
 
     return OverlayWriter.open(
@@ -232,31 +181,6 @@ def _open_overlay(options: dict[str, Any]) -> OverlayWriter:
         draw=options["draw"] or 0,
         scalars=scalar_names(_parts(options["scalars"] or "")),
     )
-
-
-def _input_config(options: dict[str, Any], info: CheckpointInfo) -> InputConfig:
-    from kdstore.inputs import InputConfig
-
-    return InputConfig(
-        max_length=_max_length(options["max_length"], info),
-        overlong=options["overlong"],
-        add_bos=options["add_bos"],
-        add_eos=options["add_eos"],
-        keep_text=options["keep_text"],
-        template_date=options["template_date"],
-        template_options=parse_options(options["template_options"]),
-    )
-
-
-def _max_length(wanted: int | None, info: CheckpointInfo) -> int | None:
-    if wanted is not None and info.max_length is not None and wanted > info.max_length:
-        raise UsageError(
-            "--max-length is more than the teacher takes",
-            where=info.path,
-            expected=f"at most {info.max_length} (max_position_embeddings)",
-            got=wanted,
-        )
-    return wanted or info.max_length
 
 
 def _report(writer: UnitWriter, *, as_json: bool, quiet: bool) -> None:

@@ -33,6 +33,7 @@ class Join(Samples):
 
     def __init__(self, main: Samples, others: Mapping[str, Store]) -> None:
         self.main, self.others = main, dict(others)
+        self.in_one_process = main.in_one_process
         self._rows: dict[str, NDArray[np.int64]] = {}
         for name, other in self.others.items():
             if other.vocab_digest != main.vocab_digest:

@@ -68,6 +68,7 @@ class Loader:
             _check_spans(columns, keep, weights)
             data = data.with_columns(columns)
         self._parts = parts_of(data)
+        _check_workers(num_workers, self._parts)
         data.reserve(**_reserve(self._parts, self._config))
         self._workers, self._context = num_workers, multiprocessing_context
         self._dataset = BatchDataset(data, keep=keep)
@@ -143,6 +144,18 @@ class Loader:
 def _check_positive(name: str, value: int) -> None:
     if value < 1:
         raise UsageError(f"{name} of a loader cannot work", expected="at least 1", got=value)
+
+
+def _check_workers(num_workers: int, parts: Sequence[Part]) -> None:
+    online = [part.data for part in parts if part.data.in_one_process]
+    if online and num_workers:
+        raise UsageError(
+            "workers cannot read what an online teacher scores: it is in this process",
+            where=f"{online[0]}",
+            expected="num_workers 0",
+            got=num_workers,
+            todo="leave workers out, or dump a store and train on that",
+        )
 
 
 def _check_spans(

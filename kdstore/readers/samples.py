@@ -30,7 +30,10 @@ class Samples(ABC):
     * ``shard_rows`` int64 [shards]: samples of each shard
     * ``shard_tokens`` int64 [shards]: tokens of each shard
     * ``first_rows`` int64 [shards + 1]: where each shard's samples begin, and how many there are
+    * ``in_one_process``: whether no other process, such as a worker of a loader, can read them
     """
+
+    in_one_process: bool = False
 
     shard_rows: NDArray[np.int64]
     shard_tokens: NDArray[np.int64]

@@ -289,8 +289,10 @@ class Store(Samples):
             files=self._cache.files,
         )
         is_new = ~np.isin(now.commits.units, self.commits.units)
-        names = ("_cache", "_background", "_decoder", "_outlines")
+        names = ("_cache", "_background", "_decoder", "_outlines", "_columns")
         kept = {name: vars(self)[name] for name in names}
+        if self._columns is not None:
+            now.overlays = now.overlays.reduced(self._columns)
         self.overlays.close()
         vars(self).update(vars(now) | kept)
         return int(self.shard_rows[is_new].sum())

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_type_hints
 from kdstore.errors import UsageError
 from kdstore.readers.batches import BatchConfig
 from kdstore.readers.weights import TokenWeights
+from kdstore.teachers.scoring import ScoringOptions
 from kdstore.train.fields import build, check_type, refuse_unknown
 from kdstore.train.yamlfile import override, read_mapping, to_yaml
 
@@ -37,6 +38,8 @@ TRAINING_DEFAULTS = {
     "logging_nan_inf_filter": False,  # it would report a loss of NaN as the last finite one
 }
 DEFAULT_BATCH_SIZE = 8
+# A teacher records units one by one, so few are to be begun at once; as many as GPUs share a node.
+ONLINE_ORDER = {"streams": 8, "shards_at_once": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +163,33 @@ class MemberConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherConfig(ScoringOptions):
+    """A teacher that scores ``data`` while it is trained on, by the options of `kdstore dump`.
+
+    ``record`` is where what it says in the first epoch is stored and read from: a store as a dump
+    makes it, or one that is to be finished.
+    """
+
+    record: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.audit_fraction and self.record is None:
+            raise UsageError(
+                "audits are stored, and nothing is",
+                where="teacher.audit_fraction",
+                expected="teacher.record",
+                got=self.audit_fraction,
+                todo="set teacher.record, or leave audit_fraction out",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run.
 
     * ``store``: path or URL of the store, or a list of them that are read as one; or instead
-      ``mixture``: stores with their shares
+      ``mixture``: stores with their shares; or ``teacher``: who scores samples in this process
     * ``teachers``: name -> store, of what others said of the samples of ``store``
     * ``cache_dir``, ``cache_bytes``: where shards of remote stores are kept
     * ``loader``: which batches there are; order is of ``seed`` and `training`
@@ -178,6 +203,7 @@ class TrainConfig:
 
     store: str | list[str] | None = None
     mixture: list[MemberConfig] | None = None
+    teacher: TeacherConfig | None = None
     teachers: dict[str, str] = field(default_factory=dict)
     cache_dir: str | None = None
     cache_bytes: int | None = None
@@ -219,7 +245,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
         override(data, text)
     _refuse_reserved(data, "loader", RESERVED_LOADER)
     _refuse_reserved(data, "training", RESERVED_TRAINING)
-    config: TrainConfig = build(TrainConfig, _with_default_batch(data))
+    config: TrainConfig = build(TrainConfig, _with_online_order(_with_default_batch(data)))
     _check_losses(config)
     _check_training(config.training)
     return config
@@ -248,13 +274,32 @@ def _with_default_batch(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
+def _with_online_order(data: dict[str, Any]) -> dict[str, Any]:
+    """``data`` with an order that begins few units at once, where a teacher is asked."""
+    if not data.get("teacher"):
+        return data
+    loader = data.get("loader", {"batch_size": DEFAULT_BATCH_SIZE})
+    return {**data, "loader": {**ONLINE_ORDER, **loader} if isinstance(loader, dict) else loader}
+
+
 def _check_sources(config: TrainConfig) -> None:
-    if (config.store is None) == (config.mixture is None):
+    given = {name: getattr(config, name) for name in ("store", "mixture", "teacher")}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
         raise UsageError(
             "a run needs what to train on",
             where="configuration",
-            expected="exactly one of store and mixture",
-            got={"store": config.store, "mixture": config.mixture},
+            expected="exactly one of store, mixture and teacher",
+            got=", ".join(named) or "none",
+        )
+    workers = config.training.get("dataloader_num_workers", 0)
+    if config.teacher is not None and workers:
+        raise UsageError(
+            "workers cannot read what an online teacher scores: it is in this process",
+            where="training.dataloader_num_workers",
+            expected="0",
+            got=workers,
+            todo="leave it out, or dump a store and train on that",
         )
     if config.store == [] or config.mixture == []:
         raise UsageError(

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from kdstore.sample import Sample
-from kdstore.train.config import TrainConfig
+from kdstore.train.config import TeacherConfig, TrainConfig
 from kdstore.train.prepare import make_trainer, prepare
 from kdstore.train.sources import describe_data
 from kdstore.train.trainable import count_parameters
@@ -45,7 +45,7 @@ def dry_run(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any]:
     """
     with TemporaryDirectory(prefix="kdstore-dry-run-") as folder:
         training = {**config.training, **_NOTHING_ELSE, "output_dir": folder}
-        config = replace(config, training=training)
+        config = replace(config, training=training, teacher=_unrecorded(config.teacher))
         prepared = prepare(config, quiet=quiet)
         meter, step, shapes = TokenMeter(prepared.model), OneStep(), _shapes_of(prepared.model)
         trainer = make_trainer(config, prepared, callbacks=[step])
@@ -67,6 +67,10 @@ def dry_run(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any]:
         if prepared.held_out is not None:
             figures["eval_loss"] = _evaluate_one(trainer, prepared.held_out)["eval_loss"]
     return figures | _peak_memory(trainer.args.device)
+
+
+def _unrecorded(teacher: TeacherConfig | None) -> TeacherConfig | None:
+    return teacher and replace(teacher, record=None, audit_fraction=0.0)
 
 
 class OneStep(TrainerCallback):  # type: ignore[misc]

@@ -48,7 +48,7 @@ def prepare(config: TrainConfig, *, quiet: bool) -> Prepared:
     Raises UsageError, StoreNotFoundError, StoreMismatchError or InputError.
     """
     _hush_transformers(quiet=quiet)
-    data = open_data(config)
+    data = open_data(config, quiet=quiet)
     stores = stores_of(data)
     check_losses(config.losses, data)
     model = build_student(config.student, seed=config.seed)

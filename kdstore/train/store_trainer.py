@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class StoreTrainer(Trainer):  # type: ignore[misc]
-    """Trains on a Store, Concatenation, Join or Mixture; or, as its parent does, on a list.
+    """Trains on a Store, Concatenation, Join, Mixture or OnlineSamples; or, as Trainer, on a list.
 
     * ``loader``: options of `kdstore.readers.loader.Loader`; see ``loader_options``
     * ``data_collator``: makes batches of a list of samples; by default a `kdstore.Collator`
@@ -209,7 +209,7 @@ def _check_batches(args: TrainingArguments, dataset: Any, loader: Any, collator:
         raise UsageError(
             "loader is of no use here",
             where="DistillTrainer",
-            expected="a Store, Concatenation, Join or Mixture to load from",
+            expected="a Store, Concatenation, Join, Mixture or OnlineSamples",
             got=type(dataset).__name__,
             todo="set data_collator and per_device_train_batch_size",
         )

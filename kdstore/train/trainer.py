@@ -45,7 +45,7 @@ _REFUSED = {
 class DistillTrainer(StoreTrainer):
     """Trains ``model`` on Σ weight · loss over the samples of a store.
 
-    * ``train_dataset``: a Store, Concatenation, Join or Mixture, or a list of Samples with signals
+    * ``train_dataset``: Store, Concatenation, Join, Mixture, OnlineSamples, or a list of Samples
     * ``losses``: what `kdstore.train.objective.Objective` takes: name -> weight or options
     * ``loader``: for a store, options of `kdstore.readers.loader.Loader`. By default ``batch_size``
       is per_device_train_batch_size, unless ``batch_tokens`` is set, ``seed`` is data_seed or

@@ -33,15 +33,16 @@ def run_units(
     source: DumpSource,
     planned: Sequence[PlannedUnit],
     *,
+    label: str = "dump",
     quiet: bool = False,
 ) -> None:
     """Score and commit the planned units, in order; the source is read once.
 
-    Raises InputError if the source no longer gives what was planned, TeacherError if the teacher
-    leaves a sample unanswered.
+    ``label`` is that of the progress. Raises InputError if the source no longer gives what was
+    planned, TeacherError if the teacher leaves a sample unanswered.
     """
     total = sum(sum(unit.num_tokens) for unit in planned)
-    with Progress("dump", total=total, unit="tokens", quiet=quiet) as progress:
+    with Progress(label, total=total, unit="tokens", quiet=quiet) as progress:
         for unit, samples in planned_samples(source, planned):
             _run_unit(writer, teacher, unit, samples, on_tokens=progress.advance)
 
@@ -94,7 +95,7 @@ def _run_unit(
     ):
         scores[score.sample_id] = score
         on_tokens(lengths.pop(score.sample_id, 0))
-    scored = [_with_signal(sample, scores, selection, codec.scalars) for sample in samples]
+    scored = [with_signal(sample, scores, selection, codec.scalars) for sample in samples]
     if fraction:
         scored = [_with_audit(s, scores, fraction=fraction, seed=seed) for s in scored]
     provenance = {
@@ -129,12 +130,13 @@ def signal_statistics(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def _with_signal(
+def with_signal(
     sample: Sample,
     scores: dict[str, Score],
     selection: Selection,
     scalars: Sequence[str],
 ) -> Sample:
+    """The sample with its score's signal; TeacherError if it should have one and has none."""
     score = scores.get(sample.sample_id)
     if score is not None:
         return replace(sample, signal=score.signal)

@@ -56,6 +56,19 @@ def test_samples_of_a_late_unit_come_in_their_place(dump: Dump) -> None:
     assert store.find(first) == int(store.first_rows[1]) > 0
 
 
+def test_a_refresh_keeps_to_the_columns(dump: Dump) -> None:
+    path = dump(unit="1/2")
+    stores = [kdstore.open(path).with_columns(["entropy"]) for _ in range(2)]
+    assert stores[1][0].spans == ()  # the other has read nothing before
+    dump(unit="0/2")
+    for store in stores:
+        store.refresh()
+        sample = store[0]
+        assert (sample.sample_id, sample.spans) == ("row-0", ())
+        assert sample.signal is not None
+        assert (list(sample.signal.scalars), sample.signal.num_entries) == (["entropy"], 0)
+
+
 def test_a_refresh_of_the_empty_store(dump: Dump) -> None:
     path = dump(unit="0/2")
     shutil.move(path / "commits", path / "aside")

@@ -11,7 +11,9 @@ import pytest
 import torch
 import yaml
 
-from kdstore.train.config import TrainConfig, load_config
+from kdstore.train import results
+from kdstore.train.config import TeacherConfig, TrainConfig, load_config
+from kdstore.train.online import OnlineSamples
 
 HELD_OUT = ("in the beginning was a word", "and that made light there", "a word and the light")
 
@@ -56,5 +58,30 @@ def configured(config_file: Path) -> Callable[..., TrainConfig]:
 
     def load(*overrides: Any) -> TrainConfig:
         return load_config(config_file, [str(text) for text in overrides])
+
+    return load
+
+
+@pytest.fixture
+def ask(teacher_dir, data_file):
+    """Samples of the small teacher over the small data, online."""
+
+    def ask_teacher(**options) -> OnlineSamples:
+        given = {"unit_tokens": 500, **options}
+        config = TeacherConfig(path=str(teacher_dir), data=str(data_file), **given)
+        return OnlineSamples(config, quiet=True)
+
+    return ask_teacher
+
+
+@pytest.fixture
+def online_run(configured, teacher_dir, data_file, monkeypatch):
+    """A configuration of six steps of 16 samples, four of them an epoch, from the teacher."""
+    monkeypatch.setattr(results, "_try_curves", lambda *_, **__: None)  # a second each
+
+    def load(*changes):
+        teacher = f"{{path: {teacher_dir}, data: {data_file}, unit_tokens: 500}}"
+        given = ["store=null", f"teacher={teacher}", "training.max_steps=6", "eval=null"]
+        return configured(*given, "loader={batch_size: 16}", *changes)
 
     return load

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import kdstore
 from kdstore.errors import TrainingError
+from kdstore.train.config import TeacherConfig
+from kdstore.train.online import OnlineSamples
 from tests.train.stores import store_trainer
 from tests.train.test_finite import poisoned
 from tests.train.train_helpers import make_trainer, parameters_of, ragged_samples, tiny_model
@@ -31,6 +34,9 @@ def main(folder: Path) -> None:
             )
     found["resumed"] = train_on_a_store(
         folder, resume=str(folder / "one" / "checkpoint-3"), per_device_train_batch_size=4
+    )
+    found["online"] = train_online(
+        folder, folder / "two", ddp_backend="gloo", per_device_train_batch_size=8
     )
     found["diverged"] = diverge(folder)
     if torch.distributed.get_rank() == 0:
@@ -75,6 +81,24 @@ def train_on_a_store(folder: Path, *, resume: str | None = None, **options: Any)
     trainer.train(resume_from_checkpoint=resume)
     rates = [log["learning_rate"] for log in trainer.state.log_history if "loss" in log]
     return {"parameters": parameters_of(trainer.model), "rates": rates}
+
+
+def train_online(folder: Path, out: Path, **options: Any) -> torch.Tensor:
+    """Two epochs, of which the first records what the teacher says; the weights then."""
+    config = TeacherConfig(
+        path=str(folder / "teacher"),
+        data=str(folder / "texts.jsonl"),
+        record=str(out / "record"),
+        unit_tokens=500,
+    )
+    torch.manual_seed(0)
+    student = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.path))
+    data = OnlineSamples(config, quiet=True)
+    loader = {"streams": 2, "shards_at_once": 1}
+    store_trainer(student, data, out, loader=loader, num_train_epochs=2, **options).train()
+    data.refresh()
+    assert data.is_complete
+    return parameters_of(student)
 
 
 def diverge(folder: Path) -> list[Any]:

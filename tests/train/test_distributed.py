@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.ddp_worker import LAYOUTS, SPLITS
+import kdstore
+from tests.train.ddp_worker import LAYOUTS, SPLITS, train_online
 from tests.train.launch import run_on_ranks
 from tests.train.stores import store_trainer, write_store
 from tests.train.test_distill_trainer import StopAt
@@ -18,9 +19,14 @@ TWO_EPOCHS: dict[str, Any] = {"num_train_epochs": 2, "lr_scheduler_type": "linea
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Of a store of 36 samples, and a run on it that one process stopped after step 3."""
+def folder(tmp_path_factory, teacher_dir, data_file) -> Path:
+    """Of a store of 36 samples, and a run on it that one process stopped after step 3.
+
+    Also of a teacher and its texts.
+    """
     folder = tmp_path_factory.mktemp("ranks")
+    (folder / "teacher").symlink_to(teacher_dir)
+    (folder / "texts.jsonl").symlink_to(data_file)
     store = write_store(folder / "store", count=36)
     split = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     store_trainer(
@@ -85,6 +91,15 @@ def test_two_ranks_go_on_where_one_stopped(folder, found, tmp_path):
     two = found["resumed"]
     torch.testing.assert_close(two["parameters"], parameters_of(one.model), rtol=0, atol=1e-5)
     assert len(two["rates"]) == 10
+
+
+def test_two_ranks_with_teachers_equal_one(folder, found, tmp_path):
+    """And what they have recorded together is what one records."""
+    split = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    expected = train_online(folder, tmp_path, **split)
+    torch.testing.assert_close(found["online"], expected, rtol=0, atol=1e-5)
+    stores = [kdstore.open(path / "record") for path in (folder / "two", tmp_path)]
+    assert stores[0].fingerprint == stores[1].fingerprint
 
 
 def test_both_ranks_stop_where_one_diverges(found):

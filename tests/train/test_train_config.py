@@ -11,6 +11,7 @@ from kdstore.train.config import (
     LoraConfig,
     MemberConfig,
     StudentConfig,
+    TeacherConfig,
     TrainConfig,
     load_config,
     print_config,
@@ -123,10 +124,10 @@ def test_overrides_make_what_is_missing(write):
         ("loader.seed=1", r"loader.seed is not yours to set\n  to do: set `seed` at the top level"),
         ("loader.shuffle=false", r"to do: set `training.train_sampling_strategy`"),
         ("training.per_device_train_batch_size=4", r"to do: set `loader.batch_size`"),
-        ("store=null", "exactly one of store and mixture"),
+        ("store=null", "exactly one of store, mixture and teacher"),
         ("store=[]", "no stores to read"),
         ("store=[1]", r"store has the wrong type\n  expected: str or a list of str or null"),
-        ("mixture=[{store: a}]", "exactly one of store and mixture"),
+        ("mixture=[{store: a}]", "exactly one of store, mixture and teacher"),
         ("teachers={second: 1}", "teachers has the wrong type"),
         ("cache_bytes=1.5", r"cache_bytes has the wrong type\n  expected: int"),
         ("student.layers=2", "student.prune and student.layers, or neither"),
@@ -173,7 +174,10 @@ def test_no_loss_is_refused(write):
         ("- a list", "a configuration is a mapping"),
         ("", "a configuration is a mapping"),
         ("a: [", "not valid YAML"),
-        ("{student: {path: m}, training: {output_dir: o}}", "exactly one of store and mixture"),
+        (
+            "{student: {path: m}, training: {output_dir: o}}",
+            "exactly one of store, mixture and teacher",
+        ),
         ("{store: s, training: {output_dir: o}}", "missing key.*\n.*\n  expected: student"),
     ],
 )
@@ -232,3 +236,14 @@ def test_what_is_printed_loads_to_the_same(write):
     assert config.store == ["a", "1e-3", "s3://b/ü: x"]
     for line in ("  overlong: skip", "  streams: 64", "  report_to: none", "  dtype: float32"):
         assert line in printed.splitlines()
+
+
+def test_a_teacher_has_an_order_of_its_own(write):
+    """Few units are begun at once, unless the configuration says otherwise; it prints back."""
+    text = "{teacher: {path: t, data: d}, student: {path: m}, training: {output_dir: o}}"
+    config = load_config(write(text), ["teacher.temperatures=[1.5, 2]"])
+    assert config.teacher == TeacherConfig(path="t", data="d", temperatures=[1.5, 2])
+    assert config.loader == BatchConfig(batch_size=8, streams=8, shards_at_once=1)
+    assert load_config(write(print_config(config))) == config
+    chosen = load_config(write(text), ["loader={batch_tokens: 64, streams: 2}"]).loader
+    assert chosen == BatchConfig(batch_tokens=64, streams=2, shards_at_once=1)

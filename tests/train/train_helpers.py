@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from kdstore.readers.collate import Batch, Collator
 from kdstore.sample import Sample
@@ -168,3 +168,17 @@ def training_arguments(folder: Path, **arguments: Any) -> TrainingArguments:
 def parameters_of(model: torch.nn.Module) -> torch.Tensor:
     """All parameters in one flat tensor."""
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
+def assert_same_signal(found: SparseSignal, wanted: SparseSignal) -> None:
+    """Equal in every bit."""
+    for name in ("indptr", "ids_N", "logprobs_N", "rest_S"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+    assert found.scalars.keys() == wanted.scalars.keys()
+    for name, values in wanted.scalars.items():
+        np.testing.assert_array_equal(found.scalars[name], values)
+
+
+def trained(folder: Path) -> torch.Tensor:
+    """All parameters of the student that a run has left."""
+    return parameters_of(AutoModelForCausalLM.from_pretrained(folder))
