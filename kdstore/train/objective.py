@@ -83,6 +83,7 @@ class Objective:
 
         ``progress`` from 0 to 1 is the share of training that is done.
         """
+        check_rows(logits, batch)
         sums = [
             part.sums(
                 read_student(logits, part.batch.logit_rows_S, part.places, part.readings),
@@ -143,6 +144,18 @@ class Part:
         pairs = zip(self.losses, self.reading_of, strict=True)
         terms = [loss.terms(students[place], signal) for loss, place in pairs]
         return torch.stack([(one * weights_S.to(one.dtype)).sum() for one in terms])
+
+
+def check_rows(answers: Tensor, batch: Batch) -> None:
+    """UsageError unless a model answered [..., X] for each token of the batch, and for no other."""
+    rows, tokens = answers.shape[:-1].numel(), batch.input_ids.numel()
+    if rows != tokens:
+        raise UsageError(
+            "the model did not give one answer to each token of the batch",
+            expected=f"{tokens} rows, as input_ids has tokens",
+            got=rows,
+            todo="leave out what adds tokens or drops rows: prompt tuning, logits_to_keep",
+        )
 
 
 def divisor(batch: Batch, denominator: Tensor | float | None) -> Tensor | float:
