@@ -36,6 +36,12 @@ class Term:
             return self.loss
         return replace(self.loss, temperature=self.temperature.at(progress))  # type: ignore[call-arg]
 
+    def losses(self) -> list[Loss]:
+        """The loss as training begins, half-way through a change of its temperature, and ends."""
+        changing = self.temperature
+        halfway = 0.5 if changing is None else (changing.since + changing.until) / 2
+        return [self.loss_at(progress) for progress in (0.0, halfway, 1.0)]
+
 
 @dataclass(frozen=True)
 class LossValues:
@@ -100,8 +106,8 @@ class Objective:
         """UsageError or SignalError if signals like a teacher's will not do for its losses."""
         for term in self.terms.values():
             if term.teacher == teacher:
-                term.loss_at(0.0).reading(signal)
-                term.loss_at(1.0).reading(signal)
+                for loss in term.losses():
+                    loss.reading(signal)
 
     def weights(self, progress: float) -> list[float]:
         """The weight of each loss."""
@@ -193,4 +199,6 @@ def _term(name: str, spec: Any) -> Term:
     if isinstance(temperature, Mapping):
         changing = make_schedule(options.pop("temperature"), where=f"{where}.temperature")
         options["temperature"] = changing.start
-    return Term(build(LOSSES[kind], options, where=where), weight, changing, teacher)
+    term = Term(build(LOSSES[kind], options, where=where), weight, changing, teacher)
+    term.losses()  # refuses a temperature that ends below zero
+    return term
