@@ -24,6 +24,7 @@ from kdstore.train.head import DistillHead
 from kdstore.train.losses.base import is_sampled, labels_S, segment_sum
 from kdstore.train.losses.forward_kl import ForwardKL
 from kdstore.train.losses.student import Places, Reading, Student, read_block
+from kdstore.train.objective import check_rows
 
 CALIBRATION_BINS = 15
 _TOTALS = ("nats", "tokens", "kl", "kl_tokens", "agreed", "ranked", "accepted", "exact")
@@ -128,6 +129,7 @@ def _batch_sums(model: Any, batch: Batch) -> Tensor:
         found: Tensor = model(**inputs, distill=_Evaluation(batch)).sums
         return found
     logits = model(**inputs).logits
+    check_rows(logits, batch)
     flat = logits.reshape(-1, logits.shape[-1])
     return _sums(batch, flat.shape[1], lambda rows: _wide(flat[rows]))
 
@@ -149,6 +151,7 @@ class _Evaluation:
 
     def answer(self, head: DistillHead, hidden_TD: Tensor) -> tuple[Tensor, ...]:
         """From the logits of a block of rows at a time."""
+        check_rows(hidden_TD, self.batch)
         width = len(head.weight)
         return (_sums(self.batch, width, lambda rows: head.logits(hidden_TD[rows])),)
 
@@ -196,7 +199,8 @@ def _calibration(student: Student, values_CV: Tensor, labels_C: Tensor) -> Tenso
     """float [45]: by confidence, how many first guesses, their confidence, how many right."""
     top, guess = values_CV.max(1)
     confidence = (top - student.read.lse_S).exp()
-    bins = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+    # NaN has no bin, and as an integer may be any number.
+    bins = (confidence * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
     each = torch.stack([torch.ones_like(top), confidence, (guess == labels_C).to(top)])
     return top.new_zeros(3, CALIBRATION_BINS).index_add_(1, bins, each).flatten()
 

@@ -11,9 +11,11 @@ FSDP2, ZeRO-3 and PEFT fire as ever: outside of it, a sharded weight is not whol
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,7 +27,7 @@ from transformers.utils import ModelOutput
 from kdstore.errors import UsageError
 from kdstore.train.fused import FusedPart, fused_sums
 from kdstore.train.logit_map import LogitMap, measure_logit_map
-from kdstore.train.objective import Objective, divisor
+from kdstore.train.objective import Objective, check_rows, divisor
 
 if TYPE_CHECKING:
     from kdstore.readers.collate import Batch
@@ -66,6 +68,7 @@ class Request:
 
     def answer(self, head: DistillHead, hidden_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Σ weight · loss, and each loss [n], unweighted."""
+        check_rows(hidden_TD, self.batch)
         weights = self.objective.weights(self.progress)
         totals, values = [], []
         for part in self.objective.parts(self.batch, progress=self.progress):
@@ -115,6 +118,8 @@ class DistillHead(nn.Linear):
         Raises UsageError for an output layer that is no plain nn.Linear, such as one with an
         adapter, and for a model that does more to its logits than a scale and a soft cap.
         """
+        if chunk_tokens is not None and chunk_tokens < 1:
+            raise UsageError("a chunk has tokens", expected="chunk_tokens >= 1", got=chunk_tokens)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         layer = model.get_output_embeddings()
         if isinstance(layer, DistillHead):
@@ -125,7 +130,7 @@ class DistillHead(nn.Linear):
             head = cls._taking_over(layer)
             head.logit_map = measure_logit_map(model, layer)
             model.set_output_embeddings(head)
-            model.forward = MethodType(_with_request(model.forward), model)
+        _learn_requests(model)
         head.chunk_tokens, head.logit_map = chunk_tokens, replace(head.logit_map, num_ids=num_ids)
         return head
 
@@ -175,22 +180,31 @@ class DistillHead(nn.Linear):
             )
 
 
-def _with_request(forward: Any) -> Any:
-    """The forward of a model that knows the keyword ``distill``."""
+def _learn_requests(model: Any) -> None:
+    """Let a model's forward know the keyword ``distill``; one that knows it stays as it is."""
+    if "distill" in inspect.signature(model.forward).parameters:
+        return
+    # Not bound to the model: a copy of it would go on calling the one it was copied from.
+    plain = getattr(model.forward, "__func__", None) or partial(_without_model, model.forward)
 
-    def forward_or_losses(
-        self: Any, *args: Any, distill: HeadRequest | None = None, **kwargs: Any
-    ) -> Any:
+    # Named so because pickle asks the class for a method by its name; what it loads has the forward
+    # of its class, and learns anew when a head is attached.
+    def forward(self: Any, *args: Any, distill: HeadRequest | None = None, **kwargs: Any) -> Any:
         if distill is None:
-            return forward(*args, **kwargs)
+            return plain(self, *args, **kwargs)
         head = self.get_output_embeddings()
         if not isinstance(head, DistillHead):
             raise _unfit(self, f"its output layer has become a {type(head).__name__}")
         with head.capture() as captured:
-            output = forward(*args, **kwargs)
+            output = plain(self, *args, **kwargs)
         return distill.output(self, head(captured[0], distill), output)
 
-    return forward_or_losses
+    model.forward = MethodType(forward, model)
+
+
+def _without_model(forward: Any, _model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a forward that is no method."""
+    return forward(*args, **kwargs)
 
 
 def auxiliary_loss(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from kdstore.errors import UsageError
 from kdstore.teachers.probe import close, probe_ids
@@ -52,7 +53,7 @@ class LogitMap:
 
 
 @torch.no_grad()
-def measure_logit_map(model: Any, layer: nn.Module) -> LogitMap:
+def measure_logit_map(model: Any, layer: nn.Linear) -> LogitMap:
     """How ``model`` turns the answers of its output layer into logits.
 
     Raises UsageError if that is no scale and soft cap, or if the layer is not called as expected.
@@ -65,10 +66,13 @@ def measure_logit_map(model: Any, layer: nn.Module) -> LogitMap:
         model.train(was_training)
 
 
-def _measure(model: Any, layer: nn.Module) -> LogitMap:
+def _measure(model: Any, layer: nn.Linear) -> LogitMap:
     ids = probe_ids(model.device)
     asked: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda _module, _args, answer: asked.append(answer))
+    hook = layer.register_forward_hook(
+        # Not its answer: other hooks on the layer, which the head does not have, may change that.
+        lambda _module, args, _answer: asked.append(linear(args[0], layer.weight, layer.bias))
+    )
     whole = model(input_ids=ids, use_cache=False).logits[0]
     hook.remove()
     if len(asked) != 1 or asked[0].shape[-2:] != whole.shape:

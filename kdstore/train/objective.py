@@ -36,6 +36,12 @@ class Term:
             return self.loss
         return replace(self.loss, temperature=self.temperature.at(progress))  # type: ignore[call-arg]
 
+    def losses(self) -> list[Loss]:
+        """The loss as training begins, half-way through a change of its temperature, and ends."""
+        changing = self.temperature
+        halfway = 0.5 if changing is None else (changing.since + changing.until) / 2
+        return [self.loss_at(progress) for progress in (0.0, halfway, 1.0)]
+
 
 @dataclass(frozen=True)
 class LossValues:
@@ -83,6 +89,7 @@ class Objective:
 
         ``progress`` from 0 to 1 is the share of training that is done.
         """
+        check_rows(logits, batch)
         sums = [
             part.sums(
                 read_student(logits, part.batch.logit_rows_S, part.places, part.readings),
@@ -99,8 +106,8 @@ class Objective:
         """UsageError or SignalError if signals like a teacher's will not do for its losses."""
         for term in self.terms.values():
             if term.teacher == teacher:
-                term.loss_at(0.0).reading(signal)
-                term.loss_at(1.0).reading(signal)
+                for loss in term.losses():
+                    loss.reading(signal)
 
     def weights(self, progress: float) -> list[float]:
         """The weight of each loss."""
@@ -145,6 +152,18 @@ class Part:
         return torch.stack([(one * weights_S.to(one.dtype)).sum() for one in terms])
 
 
+def check_rows(answers: Tensor, batch: Batch) -> None:
+    """UsageError unless a model answered [..., X] for each token of the batch, and for no other."""
+    rows, tokens = answers.shape[:-1].numel(), batch.input_ids.numel()
+    if rows != tokens:
+        raise UsageError(
+            "the model did not give one answer to each token of the batch",
+            expected=f"{tokens} rows, as input_ids has tokens",
+            got=rows,
+            todo="leave out what adds tokens or drops rows: prompt tuning, logits_to_keep",
+        )
+
+
 def divisor(batch: Batch, denominator: Tensor | float | None) -> Tensor | float:
     """The one denominator: the batch's scored positions, at least 1, unless it is given."""
     return max(len(batch.signal), 1) if denominator is None else denominator
@@ -180,4 +199,6 @@ def _term(name: str, spec: Any) -> Term:
     if isinstance(temperature, Mapping):
         changing = make_schedule(options.pop("temperature"), where=f"{where}.temperature")
         options["temperature"] = changing.start
-    return Term(build(LOSSES[kind], options, where=where), weight, changing, teacher)
+    term = Term(build(LOSSES[kind], options, where=where), weight, changing, teacher)
+    term.losses()  # refuses a temperature that ends below zero
+    return term

@@ -217,7 +217,7 @@ class DistillTrainer(StoreTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """``eval_loss`` (nats per token), ``eval_perplexity`` and ``eval_num_tokens``.
+        """The metrics of `kdstore.train.evaluate.metrics_of_sums`, as ``eval_loss`` and so on.
 
         Summed over all batches and ranks, then divided once. ``ignore_keys`` is the parent's and
         has nothing to ignore here.
@@ -229,11 +229,13 @@ class DistillTrainer(StoreTrainer):
             self.model_wrapped,
             samples,
             batch_size=self.args.per_device_eval_batch_size,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
+            # Ranks of one tensor-parallel group run the same batches.
+            rank=self.accelerator.process_index // self.get_tp_size(),
+            world_size=self._data_ranks(),
         )
         if self.accelerator.num_processes > 1:
             sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
+            sums = sums / self.get_tp_size()
         found = metrics_of_sums(sums)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)

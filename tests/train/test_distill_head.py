@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -332,3 +334,55 @@ def test_other_architectures_fit_or_are_refused():
     expected = plain(model, batch, objective)
     DistillHead.attach(model)
     assert_alike(fused(model, batch, objective), expected)
+
+
+def test_copies_have_their_own_weights():
+    """A deep copy answers with its weights; so does what was pickled, once it has its head."""
+    model, batch, objective = make_model("llama"), make_batch(), Objective(OBJECTIVE)
+    DistillHead.attach(model)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    before = fused(model, batch, objective)[0]
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    DistillHead.attach(copies[1])
+    for one in copies:
+        torch.testing.assert_close(fused(one, batch, objective)[0], before)
+        expected = objective(one(**batch.model_inputs()).logits, batch).total
+        torch.testing.assert_close(expected, before)
+
+
+def test_a_new_vocabulary_needs_a_new_head():
+    model, batch, objective = make_model("llama"), make_batch(), Objective(OBJECTIVE)
+    DistillHead.attach(model)
+    forward = model.forward
+    model.resize_token_embeddings(V + 5, mean_resizing=False)
+    with pytest.raises(UsageError, match="its output layer has become a Linear"):
+        fused(model, batch, objective)
+    DistillHead.attach(model)
+    assert model.forward == forward
+    assert_alike(fused(model, batch, objective), plain(model, batch, objective))
+
+
+def test_rows_that_are_not_the_batch_are_refused():
+    """Prompt tuning puts tokens before each row, so no position would be where it was."""
+    model, batch, objective = make_model("llama"), make_batch(), Objective(OBJECTIVE)
+    DistillHead.attach(model)
+    longer = {**batch.model_inputs(), "input_ids": torch.cat([batch.input_ids] * 2, 1)}
+    del longer["attention_mask"]
+    with pytest.raises(UsageError, match=f"(.|\n)*got: {2 * batch.input_ids.numel()}"):
+        model(**longer, distill=Request(objective, batch))
+    with pytest.raises(UsageError, match="one answer to each token"):
+        objective(model(**longer).logits, batch)
+
+
+def test_a_chunk_of_no_tokens_is_refused():
+    with pytest.raises(UsageError, match="chunk_tokens >= 1"):
+        DistillHead.attach(make_model("llama"), chunk_tokens=-1)
+
+
+def test_a_hook_that_changes_logits_is_refused():
+    """The head would not have it."""
+    model = make_model("llama")
+    model.lm_head.register_forward_hook(lambda _module, _args, logits: 2 * logits)
+    with pytest.raises(UsageError, match="no scaled and capped answers"):
+        DistillHead.attach(model)

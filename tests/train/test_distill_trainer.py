@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import TrainerCallback
 
 from kdstore.errors import UsageError
 from kdstore.readers.collate import Collator
+from kdstore.train.evaluate import _NUM_SUMS
 from kdstore.train.losses import ce, forward_kl
 from tests.train.train_helpers import (
     make_trainer,
@@ -148,6 +150,24 @@ def test_evaluate_divides_once(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
     assert metrics["eval_perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
     assert metrics["eval_num_tokens"] == 13 + 2 + 3 + 4
+
+
+def test_ranks_of_a_tensor_parallel_group_evaluate_the_same_batches(tmp_path, monkeypatch):
+    """Rank 3 of 4 in groups of two: the second of two that data is dealt to."""
+    asked = {}
+    monkeypatch.setattr(
+        "kdstore.train.trainer.evaluation_sums",
+        lambda *_args, **options: asked.update(options) or torch.ones(_NUM_SUMS).double(),
+    )
+    samples = ragged_samples(4)
+    trainer = make_trainer(tiny_model(), samples, tmp_path, eval_dataset=samples)
+    ranks = {"process_index": 3, "num_processes": 4, "reduce": lambda sums, **_: 4 * sums}
+    monkeypatch.setattr(trainer, "accelerator", SimpleNamespace(**ranks))
+    monkeypatch.setattr(trainer, "get_tp_size", lambda: 2)
+    monkeypatch.setattr(trainer, "log", lambda _: None)
+    metrics = trainer.evaluate()
+    assert (asked["rank"], asked["world_size"]) == (1, 2)
+    assert metrics["eval_num_tokens"] == 2
 
 
 def test_evaluates_while_training(tmp_path):

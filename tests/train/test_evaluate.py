@@ -167,3 +167,28 @@ def test_a_draw_without_a_head_has_no_known_top():
     sums = evaluation_sums(model, [sample], batch_size=1)
     assert sums[5] == 1
     assert "kl" not in metrics_of_sums(sums)  # no entropy is stored
+
+
+def test_a_model_that_diverged_has_no_metrics():
+    """They are NaN; confidences of NaN fall in no bin, and outside of all on some devices."""
+    model = tiny_model()
+    model.lm_head.weight.data.fill_(math.nan)
+    metrics = evaluate_model(model, SAMPLES)
+    assert metrics["num_tokens"] == 17
+    assert math.isnan(metrics["loss"])
+    assert math.isnan(metrics["ece"])
+
+
+def test_rows_that_are_not_the_batch_are_refused():
+    """A model that puts tokens before each row: no position is where it was."""
+
+    class Prompted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = tiny_model()
+
+        def forward(self, input_ids, **inputs):
+            return self.model(input_ids=torch.cat([input_ids, input_ids], 1))
+
+    with pytest.raises(UsageError, match="one answer to each token"):
+        evaluate_model(Prompted(), SAMPLES)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdstore.errors import UsageError
+from kdstore.errors import SignalError, UsageError
 from kdstore.readers.collate import Answers
 from kdstore.train.losses import LOSSES
 from kdstore.train.objective import Objective
@@ -69,6 +69,15 @@ def test_schedules_of_weight_and_temperature():
         assert found.total.item() == pytest.approx(weight * found.values_n[0].item())
 
 
+def test_check_looks_at_temperatures_on_the_way():
+    """A store with lse_T2 knows the ends of a schedule from 2 to 1, and nothing between them."""
+    signal = make_case().batch(temperatures=(2.0,)).signal
+    changing = {"start": 2.0, "end": 1.0, "since": 0.8}
+    Objective({"jsd": {"temperature": changing, "outside": "renormalize"}}).check(signal)
+    with pytest.raises(SignalError, match=r"expected: the scalar lse_T1\.5"):
+        Objective({"jsd": {"temperature": changing}}).check(signal)
+
+
 def test_two_teachers():
     """A loss that names a teacher reads that teacher's signal, at that teacher's positions."""
     main, other, logits = make_case(0).batch(), make_case(1).batch(), student_logits()
@@ -94,6 +103,7 @@ def test_two_teachers():
         ({"jsd": {"weight": {"start": 1.0}}}, "a schedule has an end"),
         ({"jsd": {"weight": {"start": 1.0, "end": 0.0, "until": 2.0}}}, "over a share of training"),
         ({"jsd": {"weight": float("nan")}}, "not finite"),
+        ({"jsd": {"temperature": {"start": 1.0, "end": 0.0}}}, "a temperature is positive"),
         ({"ce": {"temperature": 2.0}}, "unknown key 'losses.ce.temperature'"),
         ({"ce": 0.0}, "no loss to train on"),
         ({}, "no loss to train on"),

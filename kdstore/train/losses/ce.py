@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from kdstore.train.losses.base import Loss, Reduction
-from kdstore.train.losses.student import Places, Reading, Student, read_student
+from kdstore.train.losses.student import Reading, Student
 
 if TYPE_CHECKING:
     from kdstore.readers.collate import Batch
@@ -52,11 +52,3 @@ def ce(
     4.0
     """
     return CE()(logits, batch, reduction=reduction, denominator=denominator)
-
-
-def label_nll(logits: Tensor, rows_S: Tensor, ids_S: Tensor) -> Tensor:
-    """[S]: -log s of one token per row of ``logits`` [..., V]; float32 or float64."""
-    none = ids_S.new_empty(0)
-    places = Places(ids_S.new_zeros(len(ids_S) + 1), none, none, ids_S)
-    (student,) = read_student(logits, rows_S, places, [Reading(labels=True)])
-    return -student.log_label_S
