@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +18,22 @@ _COARSE_TOLERANCE = 0.02
 def probe_ids(device: torch.device) -> Tensor:
     """int64 [1, 8]: the first ids of any vocabulary."""
     return torch.arange(PROBE_TOKENS, device=device)[None]
+
+
+@contextmanager
+def probing(model: Any) -> Iterator[None]:
+    """In evaluation mode, with an attention that runs on every device; then as it was."""
+    was_training, attention = model.training, model.config._attn_implementation
+    elsewhere = attention not in (None, "eager", "sdpa")
+    if elsewhere:
+        model.set_attn_implementation("eager")
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        if elsewhere:
+            model.set_attn_implementation(attention)
 
 
 @torch.inference_mode()

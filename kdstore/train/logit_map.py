@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from kdstore.errors import UsageError
-from kdstore.teachers.probe import close, probe_ids
+from kdstore.teachers.probe import close, probe_ids, probing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,12 +58,8 @@ def measure_logit_map(model: Any, layer: nn.Linear) -> LogitMap:
 
     Raises UsageError if that is no scale and soft cap, or if the layer is not called as expected.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with probing(model):
         return _measure(model, layer)
-    finally:
-        model.train(was_training)
 
 
 def _measure(model: Any, layer: nn.Linear) -> LogitMap:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kdstore.align import TokenTable
 from kdstore.errors import StoreMismatchError, UsageError
-from kdstore.teachers.probe import is_causal, keeps_packed_apart
+from kdstore.teachers.probe import is_causal, keeps_packed_apart, probing
 from kdstore.train.attention import VARLEN_SDPA, register_varlen_sdpa
 from kdstore.train.config import StudentConfig
 from kdstore.train.prune import prune_layers
@@ -101,7 +101,7 @@ def check_vocabulary(model: Any, tokenizer: Any, stores: Sequence[Store]) -> Non
 
 def check_architecture(model: Any, *, pack: bool) -> None:
     """Raise StoreMismatchError unless the student is causal and keeps packed samples apart."""
-    with _probed_anywhere(model):
+    with probing(model):
         causal = is_causal(model)
         apart = not pack or keeps_packed_apart(model)
     if not causal:
@@ -120,22 +120,6 @@ def check_architecture(model: Any, *, pack: bool) -> None:
             got=model.config.model_type,
             todo="set loader.pack: false",
         )
-
-
-@contextmanager
-def _probed_anywhere(model: Any) -> Iterator[None]:
-    """In evaluation mode, with an attention that runs on every device; then as it was."""
-    was_training, attention = model.training, model.config._attn_implementation
-    elsewhere = attention not in (None, "eager", "sdpa")
-    if elsewhere:
-        model.set_attn_implementation("eager")
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-        if elsewhere:
-            model.set_attn_implementation(attention)
 
 
 def longest_sequence(model: Any) -> int | None:
