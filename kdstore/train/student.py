@@ -101,9 +101,13 @@ def check_vocabulary(model: Any, tokenizer: Any, stores: Sequence[Store]) -> Non
 
 def check_architecture(model: Any, *, pack: bool) -> None:
     """Raise StoreMismatchError unless the student is causal and keeps packed samples apart."""
+    by_lengths = model.config._attn_implementation == VARLEN_SDPA
     with _probed_anywhere(model):
         causal = is_causal(model)
-        apart = not pack or keeps_packed_apart(model)
+        apart = not pack or by_lengths or keeps_packed_apart(model)
+    if pack and by_lengths:
+        with _probed_anywhere(model, known=VARLEN_SDPA):
+            apart = keeps_packed_apart(model, by_lengths=True)
     if not causal:
         raise StoreMismatchError(
             "the student sees the token that it is to predict",
@@ -123,10 +127,13 @@ def check_architecture(model: Any, *, pack: bool) -> None:
 
 
 @contextmanager
-def _probed_anywhere(model: Any) -> Iterator[None]:
-    """In evaluation mode, with an attention that runs on every device; then as it was."""
+def _probed_anywhere(model: Any, *, known: str | None = None) -> Iterator[None]:
+    """In evaluation mode, with an attention that runs on every device; then as it was.
+
+    ``known`` is one more that does.
+    """
     was_training, attention = model.training, model.config._attn_implementation
-    elsewhere = attention not in (None, "eager", "sdpa")
+    elsewhere = attention not in (None, "eager", "sdpa", known)
     if elsewhere:
         model.set_attn_implementation("eager")
     model.eval()
