@@ -27,7 +27,7 @@ from kdstore.train.losses.student import (
     read_block,
     total_grad,
 )
-from kdstore.train.objective import Part
+from kdstore.train.objective import Part, weighted
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class FusedPart:
         with torch.enable_grad():
             leaves = [Read(*(one.requires_grad_() for one in read)) for read in reads]
             sums_n = self.sums(block, leaves)
-            total = (sums_n * sums_n.new_tensor(self.weights)).sum()
+            total = weighted(sums_n, self.weights)
             flat = [one for leaf in leaves for one in leaf]
             found = torch.autograd.grad(total, flat, allow_unused=True, materialize_grads=True)
         return sums_n.detach(), in_reads(found)
@@ -93,7 +93,7 @@ class _Fused(torch.autograd.Function):
         ctx.grads = work.grads
         ctx.dtypes = hidden_SD.dtype, weight_VD.dtype, bias_V.dtype if bias_V is not None else None
         ctx.mark_non_differentiable(sums_n)
-        return (sums_n * sums_n.new_tensor(fused.weights)).sum(), sums_n
+        return weighted(sums_n, fused.weights), sums_n
 
     @staticmethod
     @once_differentiable
@@ -160,7 +160,5 @@ class _Work:
             for_hidden[block.rows] = (grad_CV @ self.weight_VD).to(self.dtype)
         if for_weight is not None and hidden_CD.dtype == self.dtype:
             for_weight.addmm_(grad_CV.T, hidden_CD)
-        elif for_weight is not None:
-            for_weight += (
-                grad_CV.T @ hidden_CD
-            )  # products in the dtype of the matrices, summed here
+        elif for_weight is not None:  # products in the dtype of the matrices, summed in float32
+            for_weight += grad_CV.T @ hidden_CD
