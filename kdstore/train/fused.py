@@ -155,10 +155,12 @@ class _Work:
         for_hidden, for_weight, for_bias = self.grads
         if for_bias is not None:
             for_bias += grad_CV.sum(0)
-        grad_CV = grad_CV.to(hidden_CD.dtype)
+        narrow_CV = grad_CV.to(hidden_CD.dtype)
         if for_hidden is not None:
-            for_hidden[block.rows] = (grad_CV @ self.weight_VD).to(self.dtype)
-        if for_weight is not None and hidden_CD.dtype == self.dtype:
-            for_weight.addmm_(grad_CV.T, hidden_CD)
-        elif for_weight is not None:  # products in the dtype of the matrices, summed in float32
-            for_weight += grad_CV.T @ hidden_CD
+            for_hidden[block.rows] = (narrow_CV @ self.weight_VD).to(self.dtype)
+        if for_weight is None:
+            return
+        if hidden_CD.dtype == torch.bfloat16:  # products in it, summed in float32
+            for_weight += narrow_CV.T @ hidden_CD
+        else:  # in float16 a chunk's sum is soon above 65,504, and no loss scale would help
+            for_weight.addmm_(grad_CV.T, hidden_CD.to(self.dtype))
