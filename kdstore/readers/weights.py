@@ -68,9 +68,10 @@ def _check_curve(name: str, points: list[list[float]] | None) -> None:
             got=points,
         )
     values = [value for value, _ in points]
-    if not all(one < other for one, other in itertools.pairwise(values)):
+    in_order = all(one < other for one, other in itertools.pairwise(values))
+    if not in_order or not all(map(math.isfinite, values)):  # no line leads to infinity
         raise UsageError(
-            "points are in ascending order of the scalar",
+            "points are finite and in ascending order of the scalar",
             where=f"weights.{name}",
             expected=sorted(set(values)),
             got=values,

@@ -21,10 +21,13 @@ def probe_ids(device: torch.device) -> Tensor:
 
 
 @contextmanager
-def probing(model: Any) -> Iterator[None]:
-    """In evaluation mode, with an attention that runs on every device; then as it was."""
+def probing(model: Any, *, known: str | None = None) -> Iterator[None]:
+    """In evaluation mode, with an attention that runs on every device; then as it was.
+
+    ``known`` is one more that does.
+    """
     was_training, attention = model.training, model.config._attn_implementation
-    elsewhere = attention not in (None, "eager", "sdpa")
+    elsewhere = attention not in (None, "eager", "sdpa", known)
     if elsewhere:
         model.set_attn_implementation("eager")
     model.eval()
@@ -46,17 +49,30 @@ def is_causal(model: Any) -> bool:
 
 
 @torch.inference_mode()
-def keeps_packed_apart(model: Any) -> bool:
+def keeps_packed_apart(model: Any, *, by_lengths: bool = False) -> bool:
     """Whether two samples in one row are answered as each alone.
 
-    transformers tells samples apart by their position ids, which not every architecture reads.
+    transformers tells samples apart by their position ids, which not every architecture reads. Or
+    ``by_lengths``, which not every architecture hands to its attention; alone they have a mask.
     """
     ids = probe_ids(model.device)
     starts = (slice(0, PREFIX_TOKENS), slice(PREFIX_TOKENS, PROBE_TOKENS))
-    alone = [model(input_ids=ids[:, part], use_cache=False).logits[0] for part in starts]
+    alone = []
+    for part in starts:
+        mask = {"attention_mask": torch.ones_like(ids[:, part])} if by_lengths else {}
+        alone.append(model(input_ids=ids[:, part], use_cache=False, **mask).logits[0])
     positions = torch.cat([torch.arange(part.stop - part.start) for part in starts])
-    packed = model(input_ids=ids, position_ids=positions[None].to(ids.device), use_cache=False)
+    inputs = {"input_ids": ids, "position_ids": positions[None].to(ids.device), "use_cache": False}
+    packed = model(**inputs, **(_lengths(ids) if by_lengths else {}))
     return close(packed.logits[0], torch.cat(alone))
+
+
+def _lengths(ids: Tensor) -> dict[str, Any]:
+    """The two samples of a packed row, as attention that takes lengths is told of them."""
+    starts = torch.tensor([0, PREFIX_TOKENS, PROBE_TOKENS], dtype=torch.int32, device=ids.device)
+    longest = max(PREFIX_TOKENS, PROBE_TOKENS - PREFIX_TOKENS)
+    names = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+    return {**names, "max_length_q": longest, "max_length_k": longest}
 
 
 def close(one: Tensor, other: Tensor) -> bool:

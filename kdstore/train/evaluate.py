@@ -117,10 +117,25 @@ def _with_some_signal(sample: Sample) -> Sample:
 
 
 def _batches(samples: Sequence[Sample], *, batch_size: int) -> list[list[Sample]]:
-    """Batches of neighbours in length, longest first: least padding, and too long fails early."""
-    scored = [sample for sample in samples if sample.num_scored]
-    ordered = sorted(scored, key=lambda sample: -sample.num_tokens)
-    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    """Batches of neighbours in length, longest first: least padding, and too long fails early.
+
+    Those of a batch have signals of one kind, or all none.
+    """
+    kinds: dict[tuple[str, ...], list[Sample]] = {}
+    for sample in sorted(samples, key=lambda sample: -sample.num_tokens):
+        if sample.num_scored:
+            kinds.setdefault(_kind_of(sample), []).append(sample)
+    batches = [
+        same[start : start + batch_size]
+        for same in kinds.values()
+        for start in range(0, len(same), batch_size)
+    ]
+    return sorted(batches, key=lambda batch: -batch[0].num_tokens)
+
+
+def _kind_of(sample: Sample) -> tuple[str, ...]:
+    signal = sample.signal
+    return () if signal is None else (signal.selection, *sorted(signal.scalars))
 
 
 def _batch_sums(model: Any, batch: Batch) -> Tensor:

@@ -28,7 +28,7 @@ from kdstore.train.losses.student import (
     read_block,
     total_grad,
 )
-from kdstore.train.objective import Part
+from kdstore.train.objective import Part, weighted
 
 # Each chunk reads the weight twice, and its gradient once: on a GPU that takes as long as 400
 # positions take to multiply (V 152k, D 1024), on a CPU a tenth of the time of 100.
@@ -64,7 +64,7 @@ class FusedPart:
         with torch.enable_grad():
             leaves = [Read(*(one.requires_grad_() for one in read)) for read in reads]
             sums_n = self.sums(block, leaves)
-            total = (sums_n * sums_n.new_tensor(self.weights)).sum()
+            total = weighted(sums_n, self.weights)
             flat = [one for leaf in leaves for one in leaf]
             found = torch.autograd.grad(total, flat, allow_unused=True, materialize_grads=True)
         return sums_n.detach(), in_reads(found)
@@ -104,7 +104,7 @@ class _Fused(torch.autograd.Function):
         ctx.grads = work.grads
         ctx.dtypes = hidden_SD.dtype, weight_VD.dtype, bias_V.dtype if bias_V is not None else None
         ctx.mark_non_differentiable(sums_n)
-        return (sums_n * sums_n.new_tensor(fused.weights)).sum(), sums_n
+        return weighted(sums_n, fused.weights), sums_n
 
     @staticmethod
     @once_differentiable
@@ -166,12 +166,12 @@ class _Work:
         for_hidden, for_weight, for_bias = self.grads
         if for_bias is not None:
             for_bias += grad_CV.sum(0)
-        grad_CV = grad_CV.to(hidden_CD.dtype)
+        narrow_CV = grad_CV.to(hidden_CD.dtype)
         if for_hidden is not None:
-            for_hidden[block.rows] = (grad_CV @ self.weight_VD).to(self.dtype)
-        if for_weight is not None and hidden_CD.dtype == self.dtype:
-            for_weight.addmm_(grad_CV.T, hidden_CD)
-        elif for_weight is not None:
-            for_weight += (
-                grad_CV.T @ hidden_CD
-            )  # products in the dtype of the matrices, summed here
+            for_hidden[block.rows] = (narrow_CV @ self.weight_VD).to(self.dtype)
+        if for_weight is None:
+            return
+        if hidden_CD.dtype == torch.bfloat16:  # products in it, summed in float32
+            for_weight += narrow_CV.T @ hidden_CD
+        else:  # in float16 a chunk's sum is soon above 65,504, and no loss scale would help
+            for_weight.addmm_(grad_CV.T, hidden_CD.to(self.dtype))

@@ -99,8 +99,7 @@ class Objective:
             for part in self.parts(batch, progress=progress)
         ]
         values_n = torch.cat(sums) / divisor(batch, denominator)
-        weights_n = values_n.new_tensor(self.weights(progress))
-        return LossValues((values_n * weights_n).sum(), values_n.detach())
+        return LossValues(weighted(values_n, self.weights(progress)), values_n.detach())
 
     def check(self, signal: TorchSignal, *, teacher: str | None = None) -> None:
         """UsageError or SignalError if signals like a teacher's will not do for its losses."""
@@ -150,6 +149,15 @@ class Part:
         pairs = zip(self.losses, self.reading_of, strict=True)
         terms = [loss.terms(students[place], signal) for loss, place in pairs]
         return torch.stack([(one * weights_S.to(one.dtype)).sum() for one in terms])
+
+
+def weighted(values_n: Tensor, weights: Sequence[float]) -> Tensor:
+    """Σ weight · value, a scalar.
+
+    The weights stay numbers: a tensor of them would be copied to the device, which is waited for.
+    """
+    pairs = zip(values_n.unbind(), weights, strict=True)
+    return torch.stack([value * weight for value, weight in pairs]).sum()
 
 
 def check_rows(answers: Tensor, batch: Batch) -> None:

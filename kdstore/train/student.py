@@ -101,9 +101,13 @@ def check_vocabulary(model: Any, tokenizer: Any, stores: Sequence[Store]) -> Non
 
 def check_architecture(model: Any, *, pack: bool) -> None:
     """Raise StoreMismatchError unless the student is causal and keeps packed samples apart."""
+    by_lengths = model.config._attn_implementation == VARLEN_SDPA
     with probing(model):
         causal = is_causal(model)
-        apart = not pack or keeps_packed_apart(model)
+        apart = not pack or by_lengths or keeps_packed_apart(model)
+    if pack and by_lengths:
+        with probing(model, known=VARLEN_SDPA):
+            apart = keeps_packed_apart(model, by_lengths=True)
     if not causal:
         raise StoreMismatchError(
             "the student sees the token that it is to predict",

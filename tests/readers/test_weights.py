@@ -56,6 +56,7 @@ def test_in_a_batch():
         ({"entropy": []}, "a list of points"),
         ({"entropy": [[1.0]]}, "a list of points"),
         ({"entropy": [[1.0, 0.0], [0.0, 1.0]]}, "ascending"),
+        ({"label_logprob": [[-np.inf, 0.0], [0.0, 1.0]]}, "finite"),
         ({"label_logprob": [[1.0, -2.0]]}, "zero or more"),
     ],
 )

@@ -7,16 +7,36 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    DogeConfig,
+    Gemma2Config,
+    Llama4TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    MoshiConfig,
+    PersimmonConfig,
+    Qwen2MoeConfig,
+)
 
 from kdstore.errors import UsageError
 from kdstore.readers.collate import Collator
 from kdstore.train.attention import VARLEN_SDPA, register_varlen_sdpa, takes_lengths
+from kdstore.train.student import check_architecture
 from tests.train.test_distill_head import SHAPE
 from tests.train.test_losses import topk_sample
 from tests.train.train_helpers import ragged_samples
 
 SHAPE = {**SHAPE, "num_hidden_layers": 2, "num_key_value_heads": 1}
+WINDOW = {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1}
+EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+CHUNKS = {
+    "attention_chunk_size": 4,
+    "head_dim": 8,
+    "num_local_experts": 2,
+    "intermediate_size_mlp": 16,
+    "layer_types": ["chunked_attention", "full_attention"],
+}
 CONFIGS = {"plain": LlamaConfig(**SHAPE), "windows": MistralConfig(**SHAPE, sliding_window=4)}
 
 
@@ -85,6 +105,82 @@ def test_what_it_does_not_do_is_refused():
     _, ours = models(config)
     with pytest.raises(UsageError, match="varlen_sdpa does not do softcap"):
         ours(input_ids=torch.tensor([[1, 2]]))
+
+
+REFUSED = {
+    # Their masks say what their attention is not told: a window, chunks, where samples begin.
+    "window": (Qwen2MoeConfig(**SHAPE, **WINDOW, **EXPERTS), "how far the layer sees"),
+    "chunks": (Llama4TextConfig(**SHAPE, **CHUNKS), "how far the layer sees"),
+    "lengths": (MoshiConfig(**SHAPE), "where samples begin"),
+    "own mask": (DogeConfig(**SHAPE), "a mask or lengths"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_models_that_rely_on_their_mask_are_refused(name):
+    """Otherwise samples would see each other, or too far, in silence."""
+    config, message = REFUSED[name]
+    eager, ours = models(config)
+    samples = [topk_sample(sample) for sample in ragged_samples(7)]
+    padded = [logits_of(model, samples) for model in (ours, eager)]
+    torch.testing.assert_close(*padded, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match=message):
+        logits_of(ours, samples, varlen=True, pack=True)
+
+
+def test_a_window_that_no_sample_is_longer_than_is_not_needed():
+    eager, ours = models(Qwen2MoeConfig(**SHAPE, **{**WINDOW, "sliding_window": 16}, **EXPERTS))
+    samples = [topk_sample(sample) for sample in ragged_samples(7)]
+    packed = logits_of(ours, samples, varlen=True, pack=True)
+    torch.testing.assert_close(packed, logits_of(eager, samples), rtol=1e-4, atol=1e-5)
+
+
+def test_lengths_are_enough():
+    """A model that keeps the positions to itself; full rows of a batch with a mask need neither."""
+    eager, ours = models(PersimmonConfig(**{**SHAPE, "num_key_value_heads": 2}))
+    samples = [topk_sample(sample) for sample in ragged_samples(7)]
+    alone = logits_of(eager, samples)
+    packed = logits_of(ours, samples, varlen=True, pack=True)
+    torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-5)
+    one = [logits_of(model, samples[:1]) for model in (ours, eager)]
+    torch.testing.assert_close(*one, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match="where samples begin"):
+        logits_of(ours, samples, pack=True)
+
+
+def test_going_on_from_a_cache_without_a_mask():
+    """Several tokens at once see all of the cache and, of each other, those before them."""
+    eager, ours = models(CONFIGS["plain"])
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    cache = ours(input_ids=tokens[:, :3], use_cache=True).past_key_values
+    later = ours(input_ids=tokens[:, 3:], past_key_values=cache, use_cache=True).logits
+    expected = eager(input_ids=tokens, use_cache=False).logits[:, 3:]
+    torch.testing.assert_close(later, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "apart"), [("plain", True), ("lengths", False)])
+def test_the_probe_of_a_student_takes_its_own_attention(name, apart):
+    """With eager attention, which transformers' masks are for, all of them would pass."""
+    config = CONFIGS[name] if apart else REFUSED[name][0]
+    _, ours = models(config)
+    if apart:
+        check_architecture(ours, pack=True)
+    else:
+        with pytest.raises(UsageError, match=REFUSED[name][1]):
+            check_architecture(ours, pack=True)
+    check_architecture(ours, pack=False)
+    assert ours.config._attn_implementation == VARLEN_SDPA
+
+
+def test_gradient_checkpointing():
+    eager, ours = models(CONFIGS["windows"])
+    samples = [topk_sample(sample) for sample in ragged_samples(7)]
+    ours.train().gradient_checkpointing_enable()
+    packed = logits_of(ours, samples, varlen=True, pack=True, max_length=97)
+    for logits in (logits_of(eager, samples), packed):
+        logits.square().mean().backward()
+    for one, other in zip(eager.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-6)
 
 
 def test_takes_lengths():

@@ -7,6 +7,7 @@ import math
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,12 +24,13 @@ from transformers import (
 
 from kdstore.errors import SignalError, UsageError
 from kdstore.readers.collate import Batch, Collator
+from kdstore.signal import SparseSignal
 from kdstore.train.head import DistillHead, Request, auxiliary_loss
 from kdstore.train.logit_map import LogitMap
 from kdstore.train.objective import Objective
 from tests.train.dense_losses import ALL
 from tests.train.test_losses import topk_sample
-from tests.train.train_helpers import V, ragged_samples, tiny_model
+from tests.train.train_helpers import V, one_sample_batch, ragged_samples, tiny_model
 
 WIDTH = 16
 SHAPE = {
@@ -215,6 +217,23 @@ def test_autocast_is_that_of_a_linear_layer():
     for name, grad in grads.items():
         assert grad.dtype == torch.float32
         assert (grad - reference[name]).norm() <= 0.02 * reference[name].norm() + 1e-6, name
+
+
+def test_float16_sums_of_a_chunk_do_not_overflow():
+    """512 positions with one label: 512 x 256 x 10 / 11 is more than float16 has, the mean is not.
+
+    No loss scale would help: the chunk's sum is taken before it.
+    """
+    signal = SparseSignal.from_arrays("topk:k=1", range(513), np.full(512, 5), np.zeros(512))
+    head = DistillHead(4, V, bias=False).half()
+    head.chunk_tokens, head.logit_map = None, LogitMap()
+    torch.nn.init.zeros_(head.weight)
+    hidden = torch.full((513, 4), 256.0, dtype=torch.float16)
+    batch = one_sample_batch(signal, np.full(512, 5))
+    head(hidden, Request(Objective({"ce": 1.0}), batch))[0].backward()
+    expected = torch.full((V, 4), 256 / V)
+    expected[5] -= 256
+    torch.testing.assert_close(head.weight.grad.float(), expected, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

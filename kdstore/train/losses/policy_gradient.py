@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from kdstore.signal import TorchSignal
 
 
+# e^80 is finite in float32, and its product with any advantage; a token that was drawn is nowhere
+# near it.
+LARGEST_LOG_RATIO = 80.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradient(Loss):
     """-ρ A per token, with A = log t - log s held constant and ρ = s / s_behaviour.
@@ -63,7 +68,7 @@ class PolicyGradient(Loss):
         old = log_s.detach()
         advantage = signal.scalars["label_logprob"].to(log_s.dtype) - old
         behaviour = old if self.on_policy else signal.scalars["behaviour_logprob"].to(log_s.dtype)
-        ratio = (log_s - behaviour).exp()
+        ratio = (log_s - behaviour).clamp(max=LARGEST_LOG_RATIO).exp()
         clip = math.inf if self.clip is None else self.clip
         return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
