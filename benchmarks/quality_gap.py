@@ -44,6 +44,7 @@ ARMS = (
     Arm("pps06", "pps:tau=0.06"),
     Arm("pps036", "pps:tau=0.036"),
     Arm("pps027", "pps:tau=0.027"),
+    Arm("pps02", "pps:tau=0.02"),
     Arm("pps018", "pps:tau=0.018"),
     Arm("pps012", "pps:tau=0.012"),
     Arm("counts25", "counts:n=25"),
