@@ -65,19 +65,17 @@ def measure_logit_map(model: Any, layer: nn.Linear) -> LogitMap:
 def _measure(model: Any, layer: nn.Linear) -> LogitMap:
     ids = probe_ids(model.device)
     asked: list[Tensor] = []
-    hook = layer.register_forward_hook(
+    with layer.register_forward_hook(
         # Not its answer: other hooks on the layer, which the head does not have, may change that.
         lambda _module, args, _answer: asked.append(linear(args[0], layer.weight, layer.bias))
-    )
-    whole = model(input_ids=ids, use_cache=False).logits[0]
-    hook.remove()
+    ):
+        whole = model(input_ids=ids, use_cache=False).logits[0]
     if len(asked) != 1 or asked[0].shape[-2:] != whole.shape:
         raise _unfit(model, f"{len(asked)} calls of the output layer")
     grid = torch.tensor(_GRID, device=whole.device)
     answer = grid[None, :, None].expand(1, -1, whole.shape[1])
-    hook = layer.register_forward_hook(lambda *_: answer.clone())
-    found = model(input_ids=ids, use_cache=False).logits[0].float()
-    hook.remove()
+    with layer.register_forward_hook(lambda *_: answer.clone()):
+        found = model(input_ids=ids, use_cache=False).logits[0].float()
     logit_map = _fit(model, found[:, 0])
     expected = logit_map.apply_(grid.clone())
     same = torch.isclose(found, expected[:, None], rtol=1e-2 if _is_coarse(whole) else 1e-4)
