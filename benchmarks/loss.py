@@ -42,7 +42,7 @@ def main() -> None:
     target = Setting(8192 if cuda else 2048, 151_936, dtype=dtype, device=options.device)
     if options.quick:
         target = replace(target, tokens=1024, hidden=256)
-    print_ratios(target, rounds=5 if options.quick else 7)
+    print_ratios(target, rounds=5)
     if not options.ratios:
         methods = available(options.device)
         compare(target, methods, rounds=2 if options.quick else 3)

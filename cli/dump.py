@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 @click.option(
     "--select",
     "selection",
-    default="pps:tau=0.06",
+    default="pps:tau=0.02",
     show_default=True,
-    help="topk:k=50, topp:p=0.95,max_k=100, pps:tau=0.06, counts:n=50 or full.",
+    help="topk:k=50, topp:p=0.95,max_k=100, pps:tau=0.02, counts:n=50 or full.",
 )
 @click.option("--max-length", type=click.IntRange(min=2), help="Tokens of a sample at most.")
 @click.option(

@@ -142,7 +142,7 @@ def test_stats_and_inspect_print_for_people(dump: Dump, kdstore_cli: Run) -> Non
     store = dump()
     code, output, _ = kdstore_cli("stats", store)
     assert code == 0
-    assert "pps:tau=0.06" in output
+    assert "pps:tau=0.02" in output
     code, output, _ = kdstore_cli("inspect", store)
     assert code == 0
     assert kdstore.open(store).config_digest in output
@@ -188,3 +188,13 @@ def test_quiet_says_nothing(
         "dump", "--teacher", teacher_dir, "--data", data_file, "--out", tmp_path / "s", "--quiet"
     )
     assert result == (0, "", "")
+
+
+def test_the_default_selection_is_one() -> None:
+    """The command has it as text, since importing selections would load torch."""
+    from kdstore_cli.dump import dump as command
+
+    from kdstore.select import DEFAULT_SELECTION
+
+    (option,) = [one for one in command.params if one.name == "selection"]
+    assert option.default == DEFAULT_SELECTION
