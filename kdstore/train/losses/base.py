@@ -6,9 +6,10 @@ not change it; gradient accumulation and several ranks pass their global count a
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -64,6 +65,43 @@ class Loss(ABC):
         (student,) = read_student(logits, batch.logit_rows_S, places, [reading])
         terms_S = self.terms(student, batch.signal)
         return reduce_terms(terms_S, batch, reduction=reduction, denominator=denominator)
+
+
+class LossFunction(Protocol):
+    """A loss as a function: ``(logits, batch, **options)``; see ``Loss.__call__``."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        batch: Batch,
+        *,
+        reduction: Reduction = "mean",
+        denominator: Tensor | float | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """As ``Loss.__call__``; ``options`` are the fields of the loss."""
+        ...
+
+
+def function_of(cls: type[Loss]) -> LossFunction:
+    """The function of a loss's name, whose signature and help have the loss's own options."""
+
+    def loss(
+        logits: Tensor,
+        batch: Batch,
+        *,
+        reduction: Reduction = "mean",
+        denominator: Tensor | float | None = None,
+        **options: Any,
+    ) -> Tensor:
+        return cls(**options)(logits, batch, reduction=reduction, denominator=denominator)
+
+    shared = list(inspect.signature(loss).parameters.values())[:-1]
+    own = inspect.signature(cls).parameters.values()
+    vars(loss)["__signature__"] = inspect.Signature([*shared, *own], return_annotation="Tensor")
+    loss.__name__ = loss.__qualname__ = cls.name
+    loss.__doc__ = cls.__doc__
+    return loss
 
 
 def places_of(batch: Batch, *, labels: bool, entries: bool) -> Places:

@@ -7,17 +7,26 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from kdstore.train.losses.base import Loss, Reduction
+from kdstore.train.losses.base import Loss, function_of
 from kdstore.train.losses.student import Reading, Student
 
 if TYPE_CHECKING:
-    from kdstore.readers.collate import Batch
     from kdstore.signal import TorchSignal
 
 
 @dataclass(frozen=True, kw_only=True)
 class CE(Loss):
-    """-log s(label) in nats, over the same positions and denominator as the other losses."""
+    """-log s(label) in nats, over the same positions and denominator as the other losses.
+
+    >>> import torch
+    >>> from types import SimpleNamespace
+    >>> from kdstore import SparseSignal
+    >>> signal = SparseSignal.from_arrays("full", [0, 1], [0], [0.0])
+    >>> batch = SimpleNamespace(labels=torch.tensor([[-100, 2, -100]]), signal=signal.to_torch(),
+    ...     logit_rows_S=torch.tensor([0]), weights_S=torch.ones(1))
+    >>> round(ce(torch.zeros(1, 3, 4), batch).exp().item(), 4)
+    4.0
+    """
 
     name = "ce"
     uses_entries = False
@@ -31,24 +40,4 @@ class CE(Loss):
         return -student.log_label_S
 
 
-def ce(
-    logits: Tensor,
-    batch: Batch,
-    *,
-    reduction: Reduction = "mean",
-    denominator: Tensor | float | None = None,
-) -> Tensor:
-    """-log s(label) in nats, over the same positions and denominator as the other losses.
-
-    Raises SignalError if a label is no column of the logits.
-
-    >>> import torch
-    >>> from types import SimpleNamespace
-    >>> from kdstore import SparseSignal
-    >>> signal = SparseSignal.from_arrays("full", [0, 1], [0], [0.0])
-    >>> batch = SimpleNamespace(labels=torch.tensor([[-100, 2, -100]]), signal=signal.to_torch(),
-    ...     logit_rows_S=torch.tensor([0]), weights_S=torch.ones(1))
-    >>> round(ce(torch.zeros(1, 3, 4), batch).exp().item(), 4)
-    4.0
-    """
-    return CE()(logits, batch, reduction=reduction, denominator=denominator)
+ce = function_of(CE)

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from kdstore.errors import UsageError
-from kdstore.train.losses.base import Reduction, is_sampled, segment_sum
+from kdstore.train.losses.base import function_of, is_sampled, segment_sum
 from kdstore.train.losses.divergence import STUDENT_FLOOR, Divergence
 from kdstore.train.losses.student import Reading, Student
-from kdstore.train.losses.teacher import Outside
 
 if TYPE_CHECKING:
-    from kdstore.readers.collate import Batch
     from kdstore.signal import TorchSignal
 
 
@@ -26,6 +24,15 @@ class ForwardKL(Divergence):
     unbiased, and so it may be negative at a position. Without a stored ``entropy`` it is the
     cross-entropy -Σ t̂ log s, of the same gradient (Σ t̂) s - t̂ (Random Sampling KD, ACL 2025,
     section 3).
+
+    >>> import numpy as np, torch
+    >>> from types import SimpleNamespace
+    >>> from kdstore import SparseSignal
+    >>> signal = SparseSignal.from_arrays("full", [0, 2], [0, 1], np.log([0.5, 0.5]))
+    >>> batch = SimpleNamespace(signal=signal.to_torch(), logit_rows_S=torch.tensor([0]),
+    ...     weights_S=torch.ones(1))
+    >>> round(forward_kl(torch.tensor([[0.75, 0.25]]).log(), batch).item(), 4)
+    0.1438
     """
 
     name = "forward_kl"
@@ -61,28 +68,4 @@ class ForwardKL(Divergence):
         return self.temperature**2 * terms_S
 
 
-def forward_kl(
-    logits: Tensor,
-    batch: Batch,
-    *,
-    temperature: float = 1.0,
-    outside: Outside = "rest",
-    reduction: Reduction = "mean",
-    denominator: Tensor | float | None = None,
-) -> Tensor:
-    """KL(t || s) in nats; `ForwardKL` says how each kind of signal is treated.
-
-    Raises SignalError if a stored id is no column of the logits, or if the teacher's mass outside
-    the entries is unknown at the temperature.
-
-    >>> import numpy as np, torch
-    >>> from types import SimpleNamespace
-    >>> from kdstore import SparseSignal
-    >>> signal = SparseSignal.from_arrays("full", [0, 2], [0, 1], np.log([0.5, 0.5]))
-    >>> batch = SimpleNamespace(signal=signal.to_torch(), logit_rows_S=torch.tensor([0]),
-    ...     weights_S=torch.ones(1))
-    >>> round(forward_kl(torch.tensor([[0.75, 0.25]]).log(), batch).item(), 4)
-    0.1438
-    """
-    loss = ForwardKL(temperature=temperature, outside=outside)
-    return loss(logits, batch, reduction=reduction, denominator=denominator)
+forward_kl = function_of(ForwardKL)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from kdstore.train.losses.base import Reduction
+from kdstore.train.losses.base import function_of
 from kdstore.train.losses.pairs import PairLoss
-
-if TYPE_CHECKING:
-    from kdstore.readers.collate import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +16,15 @@ class Hinge(PairLoss):
 
     z are the student's logits (ranking SVM, Joachims 2002). Neither temperature nor rest play a
     part, and ties of the teacher are no pairs.
+
+    >>> import numpy as np, torch
+    >>> from types import SimpleNamespace
+    >>> from kdstore import SparseSignal
+    >>> signal = SparseSignal.from_arrays("full", [0, 2], [0, 1], np.log([0.75, 0.25]))
+    >>> batch = SimpleNamespace(signal=signal.to_torch(), logit_rows_S=torch.tensor([0]),
+    ...     weights_S=torch.ones(1))
+    >>> hinge(torch.tensor([[0.0, 2.0]]), batch).item()
+    3.0
     """
 
     name = "hinge"
@@ -31,26 +36,4 @@ class Hinge(PairLoss):
         return short.clamp(min=0), -(short > 0).to(short.dtype)
 
 
-def hinge(
-    logits: Tensor,
-    batch: Batch,
-    *,
-    margin: float = 1.0,
-    reduction: Reduction = "mean",
-    denominator: Tensor | float | None = None,
-) -> Tensor:
-    """Mean hinge of the ordered pairs of entries; on ``topk``, ``topp`` and ``full`` signals.
-
-    Raises UsageError for a drawn signal, SignalError if a stored id is no column of the logits.
-
-    >>> import numpy as np, torch
-    >>> from types import SimpleNamespace
-    >>> from kdstore import SparseSignal
-    >>> signal = SparseSignal.from_arrays("full", [0, 2], [0, 1], np.log([0.75, 0.25]))
-    >>> batch = SimpleNamespace(signal=signal.to_torch(), logit_rows_S=torch.tensor([0]),
-    ...     weights_S=torch.ones(1))
-    >>> hinge(torch.tensor([[0.0, 2.0]]), batch).item()
-    3.0
-    """
-    loss = Hinge(margin=margin)
-    return loss(logits, batch, reduction=reduction, denominator=denominator)
+hinge = function_of(Hinge)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from kdstore.train.losses.base import Reduction
+from kdstore.train.losses.base import function_of
 from kdstore.train.losses.divergence import NonlinearDivergence, log_mix, require_share
-from kdstore.train.losses.teacher import Outside
-
-if TYPE_CHECKING:
-    from kdstore.readers.collate import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +15,15 @@ class JSD(NonlinearDivergence):
     """β KL(t || m) + (1 - β) KL(s || m), m = β t + (1 - β) s, in nats (GKD, arXiv:2306.13649).
 
     β = 0 is KL(t || s) and β = 1 is KL(s || t): what the formula tends to, over β and over 1 - β.
+
+    >>> import numpy as np, torch
+    >>> from types import SimpleNamespace
+    >>> from kdstore import SparseSignal
+    >>> signal = SparseSignal.from_arrays("full", [0, 2], [0, 1], np.log([0.75, 0.25]))
+    >>> batch = SimpleNamespace(signal=signal.to_torch(), logit_rows_S=torch.tensor([0]),
+    ...     weights_S=torch.ones(1))
+    >>> round(jsd(torch.tensor([[0.25, 0.75]]).log(), batch).item(), 4)
+    0.1308
     """
 
     name = "jsd"
@@ -40,29 +44,4 @@ class JSD(NonlinearDivergence):
         return of_teacher + (1 - self.beta) * log_s.exp() * (log_s - log_m)
 
 
-def jsd(
-    logits: Tensor,
-    batch: Batch,
-    *,
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    outside: Outside = "rest",
-    allow_sampled: bool = False,
-    reduction: Reduction = "mean",
-    denominator: Tensor | float | None = None,
-) -> Tensor:
-    """JSD(β) in nats, on ``topk``, ``topp`` and ``full`` signals.
-
-    Raises UsageError for a drawn signal unless ``allow_sampled``; otherwise as `forward_kl`.
-
-    >>> import numpy as np, torch
-    >>> from types import SimpleNamespace
-    >>> from kdstore import SparseSignal
-    >>> signal = SparseSignal.from_arrays("full", [0, 2], [0, 1], np.log([0.75, 0.25]))
-    >>> batch = SimpleNamespace(signal=signal.to_torch(), logit_rows_S=torch.tensor([0]),
-    ...     weights_S=torch.ones(1))
-    >>> round(jsd(torch.tensor([[0.25, 0.75]]).log(), batch).item(), 4)
-    0.1308
-    """
-    loss = JSD(beta=beta, temperature=temperature, outside=outside, allow_sampled=allow_sampled)
-    return loss(logits, batch, reduction=reduction, denominator=denominator)
+jsd = function_of(JSD)

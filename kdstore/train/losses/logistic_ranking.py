@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kdstore.train.losses.base import Reduction
+from kdstore.train.losses.base import function_of
 from kdstore.train.losses.pairs import PairLoss
-
-if TYPE_CHECKING:
-    from kdstore.readers.collate import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,25 +17,6 @@ class LogisticRanking(PairLoss):
 
     z are the student's logits (RankNet, Burges et al. 2005, section 3). Neither temperature nor
     rest play a part, and ties of the teacher are no pairs.
-    """
-
-    name = "logistic_ranking"
-
-    def of_margin(self, difference: Tensor) -> tuple[Tensor, Tensor]:
-        """softplus(-d), and its derivative -sigmoid(-d)."""
-        return torch.nn.functional.softplus(-difference), -torch.sigmoid(-difference)
-
-
-def logistic_ranking(
-    logits: Tensor,
-    batch: Batch,
-    *,
-    reduction: Reduction = "mean",
-    denominator: Tensor | float | None = None,
-) -> Tensor:
-    """Mean logistic loss of the ordered pairs of entries; on ``topk``, ``topp`` and ``full``.
-
-    Raises UsageError for a drawn signal, SignalError if a stored id is no column of the logits.
 
     >>> import numpy as np, torch
     >>> from types import SimpleNamespace
@@ -50,4 +27,12 @@ def logistic_ranking(
     >>> round(logistic_ranking(torch.zeros(1, 2), batch).exp().item(), 4)
     2.0
     """
-    return LogisticRanking()(logits, batch, reduction=reduction, denominator=denominator)
+
+    name = "logistic_ranking"
+
+    def of_margin(self, difference: Tensor) -> tuple[Tensor, Tensor]:
+        """softplus(-d), and its derivative -sigmoid(-d)."""
+        return torch.nn.functional.softplus(-difference), -torch.sigmoid(-difference)
+
+
+logistic_ranking = function_of(LogisticRanking)

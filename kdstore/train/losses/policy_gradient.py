@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from kdstore.errors import SignalError, UsageError
-from kdstore.train.losses.base import Loss, Reduction
+from kdstore.train.losses.base import Loss, function_of
 from kdstore.train.losses.student import Reading, Student
 
 if TYPE_CHECKING:
-    from kdstore.readers.collate import Batch
     from kdstore.signal import TorchSignal
 
 
@@ -34,6 +33,15 @@ class PolicyGradient(Loss):
 
     ``on_policy`` takes the labels for draws of the student as it is now: ρ is 1 then, and no
     ``behaviour_logprob`` is needed.
+
+    >>> from types import SimpleNamespace
+    >>> from kdstore import SparseSignal
+    >>> scalars = {"label_logprob": [0.0], "behaviour_logprob": [-1.386294]}
+    >>> signal = SparseSignal.from_arrays("full", [0, 1], [2], [0.0], scalars=scalars)
+    >>> batch = SimpleNamespace(labels=torch.tensor([[-100, 2, -100]]), signal=signal.to_torch(),
+    ...     logit_rows_S=torch.tensor([0]), weights_S=torch.ones(1))
+    >>> round(policy_gradient(torch.zeros(1, 3, 4), batch).item(), 4)
+    -1.3863
     """
 
     name = "policy_gradient"
@@ -73,28 +81,4 @@ class PolicyGradient(Loss):
         return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
-def policy_gradient(
-    logits: Tensor,
-    batch: Batch,
-    *,
-    clip: float | None = 0.2,
-    on_policy: bool = False,
-    reduction: Reduction = "mean",
-    denominator: Tensor | float | None = None,
-) -> Tensor:
-    """-clip(s / s_behaviour) (log t - log s) of the labels; `PolicyGradient` says more.
-
-    Raises SignalError without the scalars ``label_logprob`` and, unless ``on_policy``,
-    ``behaviour_logprob``, or if a label is no column of the logits.
-
-    >>> from types import SimpleNamespace
-    >>> from kdstore import SparseSignal
-    >>> scalars = {"label_logprob": [0.0], "behaviour_logprob": [-1.386294]}
-    >>> signal = SparseSignal.from_arrays("full", [0, 1], [2], [0.0], scalars=scalars)
-    >>> batch = SimpleNamespace(labels=torch.tensor([[-100, 2, -100]]), signal=signal.to_torch(),
-    ...     logit_rows_S=torch.tensor([0]), weights_S=torch.ones(1))
-    >>> round(policy_gradient(torch.zeros(1, 3, 4), batch).item(), 4)
-    -1.3863
-    """
-    loss = PolicyGradient(clip=clip, on_policy=on_policy)
-    return loss(logits, batch, reduction=reduction, denominator=denominator)
+policy_gradient = function_of(PolicyGradient)

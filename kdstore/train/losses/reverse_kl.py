@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from kdstore.train.losses.base import Reduction
+from kdstore.train.losses.base import function_of
 from kdstore.train.losses.divergence import NonlinearDivergence
-from kdstore.train.losses.teacher import Outside
-
-if TYPE_CHECKING:
-    from kdstore.readers.collate import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,28 +15,6 @@ class ReverseKL(NonlinearDivergence):
     """KL(s || t) = Σ s (log s - log t), in nats (MiniLLM, arXiv:2306.08543).
 
     Where the teacher's probability is zero it counts as e^-100.
-    """
-
-    name = "reverse_kl"
-
-    def pointwise(self, log_t: Tensor, log_s: Tensor) -> Tensor:
-        """s (log s - log t)."""
-        return log_s.exp() * (log_s - log_t)
-
-
-def reverse_kl(
-    logits: Tensor,
-    batch: Batch,
-    *,
-    temperature: float = 1.0,
-    outside: Outside = "rest",
-    allow_sampled: bool = False,
-    reduction: Reduction = "mean",
-    denominator: Tensor | float | None = None,
-) -> Tensor:
-    """KL(s || t) in nats, on ``topk``, ``topp`` and ``full`` signals.
-
-    Raises UsageError for a drawn signal unless ``allow_sampled``; otherwise as `forward_kl`.
 
     >>> import numpy as np, torch
     >>> from types import SimpleNamespace
@@ -52,5 +25,12 @@ def reverse_kl(
     >>> round(reverse_kl(torch.zeros(1, 2), batch).item(), 4)
     0.1438
     """
-    loss = ReverseKL(temperature=temperature, outside=outside, allow_sampled=allow_sampled)
-    return loss(logits, batch, reduction=reduction, denominator=denominator)
+
+    name = "reverse_kl"
+
+    def pointwise(self, log_t: Tensor, log_s: Tensor) -> Tensor:
+        """s (log s - log t)."""
+        return log_s.exp() * (log_s - log_t)
+
+
+reverse_kl = function_of(ReverseKL)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from kdstore.train.losses.base import Reduction
+from kdstore.train.losses.base import function_of
 from kdstore.train.losses.divergence import NonlinearDivergence, log_mix, require_share
-from kdstore.train.losses.teacher import Outside
-
-if TYPE_CHECKING:
-    from kdstore.readers.collate import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +15,15 @@ class SkewKL(NonlinearDivergence):
     """KL(t || α t + (1 - α) s), in nats (DistiLLM, arXiv:2402.03898, section 3.1).
 
     α = 0 is `forward_kl`; any larger α bounds the loss and its gradient.
+
+    >>> import numpy as np, torch
+    >>> from types import SimpleNamespace
+    >>> from kdstore import SparseSignal
+    >>> signal = SparseSignal.from_arrays("full", [0, 2], [0, 1], np.log([0.75, 0.25]))
+    >>> batch = SimpleNamespace(signal=signal.to_torch(), logit_rows_S=torch.tensor([0]),
+    ...     weights_S=torch.ones(1))
+    >>> round(skew_kl(torch.tensor([[0.25, 0.75]]).log(), batch, alpha=0.5).item(), 4)
+    0.1308
     """
 
     name = "skew_kl"
@@ -34,31 +38,4 @@ class SkewKL(NonlinearDivergence):
         return log_t.exp() * (log_t - log_mix(log_t, log_s, share=self.alpha))
 
 
-def skew_kl(
-    logits: Tensor,
-    batch: Batch,
-    *,
-    alpha: float = 0.1,
-    temperature: float = 1.0,
-    outside: Outside = "rest",
-    allow_sampled: bool = False,
-    reduction: Reduction = "mean",
-    denominator: Tensor | float | None = None,
-) -> Tensor:
-    """KL(t || α t + (1 - α) s) in nats, on ``topk``, ``topp`` and ``full`` signals.
-
-    Raises UsageError for a drawn signal unless ``allow_sampled``; otherwise as `forward_kl`.
-
-    >>> import numpy as np, torch
-    >>> from types import SimpleNamespace
-    >>> from kdstore import SparseSignal
-    >>> signal = SparseSignal.from_arrays("full", [0, 2], [0, 1], np.log([0.75, 0.25]))
-    >>> batch = SimpleNamespace(signal=signal.to_torch(), logit_rows_S=torch.tensor([0]),
-    ...     weights_S=torch.ones(1))
-    >>> round(skew_kl(torch.tensor([[0.25, 0.75]]).log(), batch, alpha=0.5).item(), 4)
-    0.1308
-    """
-    loss = SkewKL(
-        alpha=alpha, temperature=temperature, outside=outside, allow_sampled=allow_sampled
-    )
-    return loss(logits, batch, reduction=reduction, denominator=denominator)
+skew_kl = function_of(SkewKL)

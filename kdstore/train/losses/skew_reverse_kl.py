@@ -3,51 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from kdstore.train.losses.base import Reduction
-from kdstore.train.losses.divergence import NonlinearDivergence, log_mix, require_share
-from kdstore.train.losses.teacher import Outside
-
-if TYPE_CHECKING:
-    from kdstore.readers.collate import Batch
+from kdstore.train.losses.base import function_of
+from kdstore.train.losses.skew_kl import SkewKL
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkewReverseKL(NonlinearDivergence):
+class SkewReverseKL(SkewKL):
     """KL(s || α s + (1 - α) t), in nats (DistiLLM, arXiv:2402.03898, section 3.1).
 
     α = 0 is `reverse_kl`; any larger α bounds the loss and its gradient.
-    """
-
-    name = "skew_reverse_kl"
-    alpha: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_share(self.alpha, where="skew_reverse_kl.alpha")
-
-    def pointwise(self, log_t: Tensor, log_s: Tensor) -> Tensor:
-        """s (log s - log m), m = α s + (1 - α) t."""
-        return log_s.exp() * (log_s - log_mix(log_s, log_t, share=self.alpha))
-
-
-def skew_reverse_kl(
-    logits: Tensor,
-    batch: Batch,
-    *,
-    alpha: float = 0.1,
-    temperature: float = 1.0,
-    outside: Outside = "rest",
-    allow_sampled: bool = False,
-    reduction: Reduction = "mean",
-    denominator: Tensor | float | None = None,
-) -> Tensor:
-    """KL(s || α s + (1 - α) t) in nats, on ``topk``, ``topp`` and ``full`` signals.
-
-    Raises UsageError for a drawn signal unless ``allow_sampled``; otherwise as `forward_kl`.
 
     >>> import numpy as np, torch
     >>> from types import SimpleNamespace
@@ -58,7 +25,12 @@ def skew_reverse_kl(
     >>> round(skew_reverse_kl(torch.tensor([[0.25, 0.75]]).log(), batch, alpha=0.5).item(), 4)
     0.1308
     """
-    loss = SkewReverseKL(
-        alpha=alpha, temperature=temperature, outside=outside, allow_sampled=allow_sampled
-    )
-    return loss(logits, batch, reduction=reduction, denominator=denominator)
+
+    name = "skew_reverse_kl"
+
+    def pointwise(self, log_t: Tensor, log_s: Tensor) -> Tensor:
+        """s (log s - log m), m = α s + (1 - α) t."""
+        return super().pointwise(log_s, log_t)
+
+
+skew_reverse_kl = function_of(SkewReverseKL)
