@@ -95,7 +95,8 @@ def main() -> None:
             ours, theirs = measure(spec, logits, rounds=5 if options.quick else 25)
             figure = f"select.{spec.partition(':')[0].replace('topk', 'topk50')}"
             context |= {"selection": spec, "positions": len(logits), "rounds": len(ours)}
-            speed, ratio = 1 / np.median(ours), np.median(np.divide(ours, theirs))
+            speed = float(1 / np.median(ours))
+            ratio = float(np.median(np.divide(ours, theirs)))
             print_figure(f"{figure}.positions_per_s.{vocab_size}", speed, "positions/s", **context)
             print_figure(f"{figure}.yardsticks.{vocab_size}", ratio, "yardsticks", **context)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--data", required=True, help="JSON lines, Parquet, text, a data set or its name.")
 @click.option("--out", required=True, help="Folder or fsspec URL of the store.")
 @click.option("--split", default="train", show_default=True, help="Split of a data set.")
-@click.option("--backend", type=click.Choice(["hf"]), default="hf", show_default=True)
+@click.option("--backend", default="hf", show_default=True, help="What runs the teacher: hf.")
 @click.option(
     "--select",
     "selection",

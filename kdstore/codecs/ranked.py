@@ -116,7 +116,7 @@ def value_classes(rest_S: NDArray[np.integer], entries_S: NDArray[np.int64]) -> 
     bits = np.frexp(entries_S.astype(np.float64))[1].astype(np.int64)
     peaked = np.where(rest_S == MISSING, 0, rest_S.astype(np.int64) - REST_EVEN)
     flat = 11 * bits - peaked
-    return np.clip((flat + _CLASS_START) // _CLASS_STEP, 0, CLASSES - 1)
+    return np.asarray(np.clip((flat + _CLASS_START) // _CLASS_STEP, 0, CLASSES - 1))
 
 
 def _values(

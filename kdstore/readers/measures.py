@@ -31,7 +31,8 @@ def truncation_kl(signal: SparseSignal, teacher_CV: Floats) -> Floats:
 
     It is KL(t' ‖ t) of the truncated teacher t', which is t on the entries divided by that mass.
     """
-    return -np.log(np.minimum(_sums(_at_entries(signal, teacher_CV), signal), 1.0))
+    mass_C = np.minimum(_sums(_at_entries(signal, teacher_CV), signal), 1.0)
+    return np.asarray(-np.log(mass_C))
 
 
 def squared_error(signal: SparseSignal, teacher_CV: Floats) -> Floats:

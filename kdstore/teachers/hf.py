@@ -20,7 +20,6 @@ from kdstore.teacher import Score
 from kdstore.teachers.hf_head import SplitModel
 from kdstore.teachers.hf_load import CheckpointInfo, load_model
 
-DEFAULT_BATCH_TOKENS = 16_384
 HEAD_ELEMENTS = 1 << 26  # logits held at once: 256 MB in float32
 
 
@@ -36,7 +35,7 @@ class HFTeacher:
         info: CheckpointInfo,
         *,
         device: str,
-        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        batch_tokens: int = 16_384,
         num_ids: int | None = None,
     ) -> None:
         self.info, self.batch_tokens = info, batch_tokens

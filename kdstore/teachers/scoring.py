@@ -14,19 +14,16 @@ from kdstore.inputs.config import Overlong, TokenPolicy
 from kdstore.sample import ScoreRule
 from kdstore.select import DEFAULT_SCALARS, DEFAULT_SELECTION, parse_selection
 from kdstore.select.scalars import LSE_T_PREFIX, temperature_of
-from kdstore.teachers.hf import DEFAULT_BATCH_TOKENS, HFTeacher
-from kdstore.teachers.hf_load import (
-    CheckpointInfo,
-    check_device,
-    default_device,
-    describe_checkpoint,
-    load_tokenizer,
-)
+from kdstore.teachers.backends import Backend, open_backend
+from kdstore.teachers.hf_load import CheckpointInfo, load_tokenizer
 from kdstore.writers.dump import DumpConfig, DumpSource, open_dump
 
 if TYPE_CHECKING:
     from kdstore.filesystem import Folder
+    from kdstore.teacher import Teacher
     from kdstore.writers.store import StoreWriter
+
+DEFAULT_BATCH_TOKENS = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +33,7 @@ class ScoringOptions:
     path: str
     data: str
     split: str = "train"
+    backend: str = "hf"
     select: str = DEFAULT_SELECTION
     max_length: int | None = None
     overlong: Overlong = "split"
@@ -81,26 +79,23 @@ class Scoring:
 
     options: ScoringOptions
     config: DumpConfig
-    info: CheckpointInfo
-    device: str
+    backend: Backend
     tokenizer: Any
     source: DumpSource
 
     @classmethod
     def of(cls, options: ScoringOptions) -> Scoring:
         """Raises UsageError, TeacherError or InputError for what is not there or cannot work."""
-        config = options.dump_config
-        device = check_device(options.device or default_device())
-        info = describe_checkpoint(options.path, dtype=options.dtype, device=device)
-        tokenizer = load_tokenizer(info.path)
+        backend = open_backend(options)
+        config = backend.config()
+        tokenizer = load_tokenizer(backend.info.path)
         rows = open_source(options.data, split=options.split)
-        inputs = _input_config(options, info)
+        inputs = _input_config(options, backend.info)
         builder = SampleBuilder(tokenizer, inputs, rows.name, locate=rows.locate)
         return cls(
             options=options,
             config=config,
-            info=info,
-            device=device,
+            backend=backend,
             tokenizer=tokenizer,
             source=DumpSource(rows, builder, config.score),
         )
@@ -115,21 +110,16 @@ class Scoring:
         return open_dump(
             folder,
             source or self.source,
-            teacher=self.info.identity,
-            vocab_size=self.info.vocab_size,
+            teacher=self.backend.info.identity,
+            vocab_size=self.backend.info.vocab_size,
             tokenizer=self.tokenizer,
             config=self.config,
             quiet=quiet,
         )
 
-    def load_teacher(self) -> HFTeacher:
-        """The teacher's model on its device. Warns of ids that it has no logits for."""
-        return HFTeacher(
-            self.info,
-            device=self.device,
-            batch_tokens=self.options.batch_tokens,
-            num_ids=_num_ids(self.tokenizer, self.info),
-        )
+    def load_teacher(self) -> Teacher:
+        """The teacher, ready to score. Warns of ids that it has no logits for."""
+        return self.backend.load(num_ids=_num_ids(self.tokenizer, self.backend.info))
 
 
 def scalar_names(names: Iterable[str]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from kdstore.readers.store import Store
 from kdstore.sample import Sample
 from kdstore.select import parse_selection
 from kdstore.signal import NO_ENTRIES, SparseSignal
-from kdstore.teachers.hf import HFTeacher
+from kdstore.teacher import Teacher
 from kdstore.teachers.scoring import Scoring
 from kdstore.train.tokenfile import TokenFile
 from kdstore.writers.dump import DumpSource
@@ -56,9 +56,9 @@ class LazyTeacher:
 
     def __init__(self, scoring: Scoring) -> None:
         self._scoring = scoring
-        self._model: HFTeacher | None = None
+        self._model: Teacher | None = None
 
-    def __call__(self) -> HFTeacher:
+    def __call__(self) -> Teacher:
         """The teacher; UsageError where DeepSpeed would cut it up."""
         if self._model is None:
             _check_whole()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import kdstore
+from kdstore.teachers.hf import HFTeacher
 from kdstore.train import answers
 from kdstore.train.dryrun import dry_run
 from kdstore.train.run import run_training
@@ -15,13 +16,13 @@ from tests.train.train_helpers import assert_same_signal, trained
 def units_scored(monkeypatch) -> list[str]:
     """A list that will have the first sample of each unit that a teacher is asked for."""
     scored: list[str] = []
-    ask_teacher = answers.HFTeacher.score
+    ask_teacher = HFTeacher.score
 
     def score(self, samples, *args, **kwargs):
         scored.append(samples[0].sample_id)
         return ask_teacher(self, samples, *args, **kwargs)
 
-    monkeypatch.setattr(answers.HFTeacher, "score", score)
+    monkeypatch.setattr(HFTeacher, "score", score)
     return scored
 
 
