@@ -18,13 +18,21 @@ if TYPE_CHECKING:
     from kdstore.writers.overlay import OverlayWriter
     from kdstore.writers.units import UnitWriter
 
+ENGINE_OPTIONS = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "quantization",
+    "max_model_len",
+    "gpu_memory_utilization",
+)
+
 
 @click.command()
 @click.option("--teacher", required=True, help="Local folder of a causal LM.")
 @click.option("--data", required=True, help="JSON lines, Parquet, text, a data set or its name.")
 @click.option("--out", required=True, help="Folder or fsspec URL of the store.")
 @click.option("--split", default="train", show_default=True, help="Split of a data set.")
-@click.option("--backend", default="hf", show_default=True, help="What runs the teacher: hf.")
+@click.option("--backend", default="hf", show_default=True, help="What runs the teacher: hf, vllm.")
 @click.option(
     "--select",
     "selection",
@@ -86,6 +94,12 @@ if TYPE_CHECKING:
 @click.option("--unit", "worker", default="0/1", help="i/N: only units i, i+N, i+2N, …")
 @click.option("--device", help="Default: cuda where there is one, else cpu.")
 @click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16, float16.")
+@click.option("--tensor-parallel-size", type=click.IntRange(min=1), help="Of vLLM's engine.")
+@click.option("--pipeline-parallel-size", type=click.IntRange(min=1), help="Of vLLM's engine.")
+@click.option("--quantization", help="Of vLLM's engine: fp8, awq, …")
+@click.option("--max-model-len", type=click.IntRange(min=2), help="Of vLLM's engine.")
+@click.option("--gpu-memory-utilization", type=click.FloatRange(0, 1), help="Of vLLM's engine.")
+@click.option("--vllm-options", default="{}", help="More of vLLM's engine options, as JSON.")
 @click.option("--overlay", help="Add to a finished store, under this name, what comes next.")
 @click.option("--draw", type=click.IntRange(min=1), help="Another draw of its selection.")
 @click.option("--scalars", help="More scalars: lse, lse_T1.5.")
@@ -121,7 +135,7 @@ def parse_worker(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def parse_options(text: str) -> dict[str, Any]:
+def parse_options(text: str, option: str) -> dict[str, Any]:
     """The JSON object in an option; UsageError for anything else."""
     try:
         value = json.loads(text)
@@ -129,9 +143,9 @@ def parse_options(text: str) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         raise UsageError(
-            "cannot read the template options",
-            where="--template-options",
-            expected='a JSON object such as {"enable_thinking": false}',
+            f"cannot read {option}",
+            where=option,
+            expected='a JSON object such as {"name": false}',
             got=text,
         )
     return value
@@ -154,9 +168,23 @@ def _scoring_options(options: dict[str, Any]) -> ScoringOptions:
             "path": options["teacher"],
             "select": options["selection"],
             "temperatures": list(map(temperature_of, temperatures)),
-            "template_options": parse_options(options["template_options"]),
+            "template_options": parse_options(options["template_options"], "--template-options"),
+            "vllm": _engine_options(options),
         }
     )
+
+
+def _engine_options(options: dict[str, Any]) -> dict[str, Any]:
+    """What vLLM's engine is told; UsageError for such options with another backend."""
+    given = {name: options[name] for name in ENGINE_OPTIONS if options[name] is not None}
+    given |= parse_options(options["vllm_options"], "--vllm-options")
+    if given and options["backend"] != "vllm":
+        raise UsageError(
+            "an option of vLLM's engine without that engine",
+            expected="--backend vllm",
+            got=f"--backend {options['backend']} with {', '.join(given)}",
+        )
+    return given
 
 
 def _check_overlay_options(options: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ class Backend(Protocol):
 # name -> module and class; the class takes ScoringOptions
 BACKENDS = {
     "hf": ("kdstore.teachers.hf_backend", "HFBackend"),
+    "vllm": ("kdstore.teachers.vllm.backend", "VLLMBackend"),
 }
 
 

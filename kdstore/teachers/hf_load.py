@@ -27,6 +27,7 @@ class CheckpointInfo:
 
     ``vocab_size`` is the width of its logits, ``max_length`` the longest sequence it takes (None if
     it does not say), ``dtype`` what it will compute in, ``revision`` a hash of its files.
+    ``quantization`` and ``logits_dtype`` are what an engine was told besides.
     ``mixes_lengths`` is False where the longest row of a batch changes the others' answers.
     """
 
@@ -37,15 +38,19 @@ class CheckpointInfo:
     vocab_size: int
     max_length: int | None
     mixes_lengths: bool = True
+    quantization: str | None = None
+    logits_dtype: str | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
         """The teacher's part in a store's identity."""
+        quantized = {} if self.quantization is None else {"quantization": self.quantization}
         return {
             "name": self.name,
             "revision": self.revision,
             "dtype": self.dtype,
-            "logits_dtype": self.dtype,
+            "logits_dtype": self.logits_dtype or self.dtype,
+            **quantized,
         }
 
 

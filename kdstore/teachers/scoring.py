@@ -28,7 +28,10 @@ DEFAULT_BATCH_TOKENS = 16_384
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions:
-    """Options of `kdstore dump`, with its names and defaults; ``path`` is its ``--teacher``."""
+    """Options of `kdstore dump`, with its names and defaults; ``path`` is its ``--teacher``.
+
+    ``vllm`` are fields of vLLM's ``EngineArgs``, such as ``tensor_parallel_size``.
+    """
 
     path: str
     data: str
@@ -50,6 +53,7 @@ class ScoringOptions:
     unit_tokens: int | None = None
     device: str | None = None
     dtype: str = "auto"
+    vllm: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "unit_tokens"):
