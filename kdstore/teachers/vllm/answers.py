@@ -120,6 +120,8 @@ class LogprobAnswers:
         at_SK = starts[:, None] + 1 + np.arange(self._k)
         ids_SK = np.array(flat.token_ids, np.int64)[at_SK]
         logprobs_SK = np.array(flat.logprobs, np.float32)[at_SK]
+        if len(ids_SK) and ids_SK.max() >= rule.num_ids:
+            raise self._padding_error(one, int(ids_SK.max()), rule.num_ids)
         order = ids_SK.argsort(axis=1)
         known = {
             "label_logprob": np.array(flat.logprobs, np.float32)[starts],
@@ -134,6 +136,15 @@ class LogprobAnswers:
             scalars={name: known[name] for name in rule.scalars},
         )
         return Answered(positions, signal, SparseSignal.empty(AUDIT_SELECTION))
+
+    def _padding_error(self, one: Asked, found: int, num_ids: int) -> TeacherError:
+        return TeacherError(
+            "the teacher holds an id likely that its tokenizer does not have",
+            where=f"sample {one.sample.sample_id!r}",
+            expected=f"ids below {num_ids} among the {self._k} most probable",
+            got=found,
+            todo="use the tap or the hf backend, which leave vocabulary padding out",
+        )
 
 
 def rest_of(logprobs_SK: Any) -> Any:

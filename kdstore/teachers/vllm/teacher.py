@@ -107,11 +107,13 @@ class VLLMTeacher:
         return Asked(self._asked, sample, fresh=first <= MIN_SHARED_PREFIX)
 
     def _submit(self, asked: Asked, flying: dict[str, Asked], rule: TapRule) -> None:
+        from vllm.exceptions import VLLMValidationError
+
         prompt = {"prompt_token_ids": asked.sample.input_ids_T.tolist()}
         name = f"kdstore-{asked.key}"
         try:
             self._engine.add_request(name, prompt, self._answers.params(asked, rule))
-        except ValueError as error:
+        except (ValueError, VLLMValidationError) as error:
             raise TeacherError(
                 "vLLM does not take a sample",
                 where=f"sample {asked.sample.sample_id!r}",

@@ -1,0 +1,62 @@
+"""One engine for all tests that can share it: starting one takes half a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdstore.sample import Sample
+from kdstore.teachers.backends import open_backend
+from kdstore.teachers.scoring import ScoringOptions
+from kdstore.teachers.vllm.teacher import VLLMTeacher
+
+NUM_IDS = 320
+MAX_LENGTH = 256
+
+
+def some_samples() -> list[Sample]:
+    """Every length from 1 to the longest; a third share a prefix that is not scored."""
+    generator = np.random.default_rng(0)
+    prefix = generator.integers(3, NUM_IDS, 140)
+    samples = []
+    for length in range(1, MAX_LENGTH + 1):
+        ids = generator.integers(3, NUM_IDS, length)
+        first = 1
+        if length > 150 and length % 3 == 0:
+            ids[:140], first = prefix, 145
+        runs = ((first, length),) if first < length else ()
+        samples.append(Sample(f"s{length}", ids.astype(np.int32), runs=runs))
+    return samples
+
+
+@pytest.fixture(scope="session")
+def teacher_options(vllm_teacher_dir: Path) -> Callable[..., ScoringOptions]:
+    """Options of a small engine: steps of 256 tokens, 64 samples at once, few cache blocks."""
+
+    def options(**changes: Any) -> ScoringOptions:
+        settings: dict[str, Any] = {
+            "path": str(vllm_teacher_dir),
+            "data": "not read",
+            "batch_tokens": 256,
+            "backend": "vllm",
+            "vllm": {"max_num_seqs": 64, "num_gpu_blocks_override": 40, "max_logprobs": 64},
+        }
+        return ScoringOptions(**(settings | changes))
+
+    return options
+
+
+@pytest.fixture(scope="session")
+def vllm_teacher(teacher_options: Callable[..., ScoringOptions]) -> Iterator[VLLMTeacher]:
+    """The teacher of an engine with chunked prefill and prefix caching."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+        teacher = open_backend(teacher_options()).load(num_ids=NUM_IDS)
+    assert isinstance(teacher, VLLMTeacher)
+    yield teacher
+    teacher.close()

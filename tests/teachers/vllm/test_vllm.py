@@ -1,0 +1,173 @@
+"""The vllm teacher on a real engine, against transformers on the same text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kdstore.errors import TeacherError
+from kdstore.sample import Sample
+from kdstore.select import parse_selection
+from kdstore.signal import SparseSignal
+from kdstore.teacher import Score
+from kdstore.teachers.backends import open_backend
+from kdstore.teachers.vllm import answers as answers_module
+from kdstore.teachers.vllm.answers import LogprobAnswers
+from kdstore.teachers.vllm.teacher import VLLMTeacher
+from tests.teachers.vllm.conftest import MAX_LENGTH, NUM_IDS, some_samples
+from tests.teachers.vllm.helpers import IGNORED_WARNINGS, same_ids
+
+pytestmark = IGNORED_WARNINGS
+
+
+@pytest.fixture(scope="module")
+def hf_teacher(teacher_options):
+    return open_backend(teacher_options(backend="hf", vllm={})).load(num_ids=NUM_IDS)
+
+
+def scores(teacher, samples, selection, **options) -> dict[str, Score]:
+    found = list(teacher.score(samples, parse_selection(selection), seed=3, **options))
+    by_id = {score.sample_id: score for score in found}
+    assert len(by_id) == len(found)
+    return by_id
+
+
+def joined(scores: dict[str, Score], samples) -> SparseSignal:
+    return SparseSignal.concat([scores[s.sample_id].signal for s in samples if s.num_scored])
+
+
+@pytest.mark.parametrize(
+    ("selection", "least"), [("topk:k=20", 0.999), ("pps:tau=0.02", 0.99), ("counts:n=20", 0.98)]
+)
+def test_answers_are_those_of_transformers(vllm_teacher, hf_teacher, selection, least):
+    """Chunked prefill, shared prefixes, every length, 64 at once."""
+    samples = some_samples()
+    ours = scores(vllm_teacher, samples, selection, audit_fraction=0.1)
+    theirs = scores(hf_teacher, samples, selection, audit_fraction=0.1)
+    assert ours.keys() == theirs.keys() == {s.sample_id for s in samples if s.num_scored}
+    found, expected = joined(ours, samples), joined(theirs, samples)
+    assert len(found) == sum(sample.num_scored for sample in samples)
+    for name in ("label_logprob", "entropy"):
+        np.testing.assert_allclose(found.scalars[name], expected.scalars[name], atol=1e-3)
+    assert np.mean(found.scalars["label_rank"] == expected.scalars["label_rank"]) >= 0.999
+    assert same_ids(found, expected) >= least
+    audits = [SparseSignal.concat([s[name].audit for name in ours]) for s in (ours, theirs)]
+    assert len(audits[0]) > 1000
+    np.testing.assert_array_equal(audits[0].ids_N, audits[1].ids_N)
+    np.testing.assert_allclose(audits[0].logprobs_N, audits[1].logprobs_N, atol=1e-3)
+
+
+def test_the_entries_of_topk(vllm_teacher, hf_teacher):
+    """Entry by entry: 99.9 % of the ids, and every value of those."""
+    samples = some_samples()
+    found = joined(scores(vllm_teacher, samples, "topk:k=50"), samples)
+    expected = joined(scores(hf_teacher, samples, "topk:k=50"), samples)
+    a, b = (s.ids_N.reshape(-1, 50) for s in (found, expected))
+    assert np.mean([len(np.intersect1d(x, y)) / 50 for x, y in zip(a, b, strict=True)]) >= 0.999
+    same = a == b
+    np.testing.assert_allclose(
+        found.logprobs_N.reshape(-1, 50)[same],
+        expected.logprobs_N.reshape(-1, 50)[same],
+        atol=1e-3,
+    )
+    np.testing.assert_allclose(found.rest_S, expected.rest_S, atol=1e-3)
+
+
+def test_shared_prefixes_are_read_from_the_cache(vllm_teacher, monkeypatch):
+    """And a sample whose scored positions it swallowed is asked again, without it."""
+    outputs = []
+    step = vllm_teacher._engine.step
+
+    def watched():
+        found = step()
+        outputs.extend(found)
+        return found
+
+    monkeypatch.setattr(vllm_teacher._engine, "step", watched)
+    generator = np.random.default_rng(1)
+    ids = generator.integers(3, NUM_IDS, 250).astype(np.int32)
+    first = Sample("whole", ids, runs=((1, 250),))
+    list(scores(vllm_teacher, [first], "topk:k=5"))
+    assert outputs.pop().num_cached_tokens == 0
+    tail = Sample("tail", ids, runs=((200, 250),))
+    middle = Sample("middle", ids, runs=((20, 250),))
+    found = scores(vllm_teacher, [tail, middle], "topk:k=5")
+    cached = [output.num_cached_tokens for output in outputs if output.finished]
+    assert len(cached) == 3
+    assert sorted(count > 0 for count in cached) == [False, True, True]
+    whole = scores(vllm_teacher, [first], "topk:k=5")["whole"].signal
+    for sample, rows in ((tail, slice(199, None)), (middle, slice(19, None))):
+        signal = found[sample.sample_id].signal
+        np.testing.assert_array_equal(signal.ids_N, whole[rows].ids_N)
+        np.testing.assert_allclose(signal.logprobs_N, whole[rows].logprobs_N, atol=1e-4)
+
+
+def test_a_draw_depends_on_seed_and_draw_alone(vllm_teacher):
+    samples = some_samples()[100:120]
+    first = joined(scores(vllm_teacher, samples, "pps:tau=0.05"), samples)
+    again = joined(scores(vllm_teacher, samples[::-1], "pps:tau=0.05"), samples)
+    other = joined(scores(vllm_teacher, samples, "pps:tau=0.05", draw=1), samples)
+    assert same_ids(first, again) >= 0.99
+    assert same_ids(first, other) < 0.1
+
+
+def test_without_the_tap_topk_comes_from_flat_logprobs(vllm_teacher, teacher_options):
+    info, engine = vllm_teacher.info, vllm_teacher._engine
+    stock = VLLMTeacher(info, engine, LogprobAnswers(k=20), num_ids=info.vocab_size)
+    hf_teacher = open_backend(teacher_options(backend="hf", vllm={})).load(num_ids=info.vocab_size)
+    samples, scalars = some_samples()[::8], ("label_logprob", "label_rank")
+    ours = joined(scores(stock, samples, "topk:k=20", scalars=scalars), samples)
+    theirs = joined(scores(hf_teacher, samples, "topk:k=20", scalars=scalars), samples)
+    assert same_ids(ours, theirs) >= 0.999
+    np.testing.assert_allclose(ours.rest_S, theirs.rest_S, atol=1e-3)
+    found, expected = ours.scalars, theirs.scalars
+    np.testing.assert_allclose(found["label_logprob"], expected["label_logprob"], atol=1e-3)
+    assert np.mean(found["label_rank"] == expected["label_rank"]) >= 0.998
+
+
+def test_without_the_tap_probable_padding_is_refused(vllm_teacher):
+    info, engine = vllm_teacher.info, vllm_teacher._engine
+    stock = VLLMTeacher(info, engine, LogprobAnswers(k=60), num_ids=NUM_IDS)
+    with pytest.raises(TeacherError, match=f"ids below {NUM_IDS}"):
+        scores(stock, some_samples()[20:24], "topk:k=60", scalars=("label_logprob",))
+
+
+def test_an_error_in_a_worker_reaches_the_caller_and_the_engine_lives(vllm_teacher):
+    bad = vllm_teacher._engine.collective_rpc("kdstore_install", args=(NUM_IDS,))
+    assert bad == ["v1"]
+    samples = some_samples()[20:24]
+    with pytest.raises(TeacherError, match=f"vocab_size {NUM_IDS}"):
+        scores(vllm_teacher, samples, "topk:k=5")
+    vllm_teacher._engine.collective_rpc("kdstore_install", args=(vllm_teacher.vocab_size,))
+    assert len(scores(vllm_teacher, samples, "topk:k=5")) == 4
+
+
+def test_a_caller_may_stop_in_the_middle(vllm_teacher):
+    samples = some_samples()
+    for _ in vllm_teacher.score(samples, parse_selection("topk:k=5")):
+        break
+    assert len(scores(vllm_teacher, samples[50:60], "topk:k=5")) == 10
+
+
+def test_too_long_a_sample_is_refused_by_name(vllm_teacher):
+    ids = np.full(MAX_LENGTH + 1, 5, np.int32)
+    with pytest.raises(TeacherError, match="sample 'long'"):
+        scores(vllm_teacher, [Sample("long", ids, runs=((1, 5),))], "topk:k=5")
+
+
+def test_provenance(vllm_teacher):
+    import vllm
+
+    vllm_teacher.provenance()
+    scores(vllm_teacher, some_samples()[30:40], "topk:k=5")
+    found = vllm_teacher.provenance()
+    assert (found["backend"], found["runner"], found["device"]) == ("vllm", "v1", "cpu")
+    assert found["vllm"] == vllm.__version__
+    assert 0 < found["padding_mass"] < 1
+    assert vllm_teacher.provenance()["padding_mass"] == 0
+
+
+def test_rest_of_entries_that_sum_to_one():
+    logprobs = np.array([[np.log(0.5), np.log(0.25)], [0.0, -120.0]], np.float32)
+    rest = answers_module.rest_of(logprobs)
+    np.testing.assert_allclose(rest, [np.log(0.25), -np.inf], rtol=1e-6)
