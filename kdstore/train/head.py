@@ -69,11 +69,9 @@ class Request:
     def answer(self, head: DistillHead, hidden_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Σ weight · loss, and each loss [n], unweighted."""
         check_rows(hidden_TD, self.batch)
-        weights = self.objective.weights(self.progress)
         totals, values = [], []
         for part in self.objective.parts(self.batch, progress=self.progress):
-            mine, weights = weights[: len(part.losses)], weights[len(part.losses) :]
-            fused = FusedPart(part, mine, head.logit_map, head.chunk_tokens)
+            fused = FusedPart(part, head.logit_map, head.chunk_tokens)
             hidden_SD = hidden_TD.index_select(0, part.batch.logit_rows_S)
             total, sums_n = fused_sums(hidden_SD, head.weight, head.bias, fused)
             totals.append(total)
