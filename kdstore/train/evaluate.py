@@ -23,7 +23,7 @@ from kdstore.signal import NO_ENTRIES, SparseSignal, TorchSignal
 from kdstore.train.head import DistillHead
 from kdstore.train.losses.base import is_sampled, labels_S, segment_sum
 from kdstore.train.losses.forward_kl import ForwardKL
-from kdstore.train.losses.student import Places, Reading, Student, read_block
+from kdstore.train.losses.student import Places, Reading, Student, read_block, wide
 from kdstore.train.objective import check_rows
 
 CALIBRATION_BINS = 15
@@ -146,7 +146,7 @@ def _batch_sums(model: Any, batch: Batch) -> Tensor:
     logits = model(**inputs).logits
     check_rows(logits, batch)
     flat = logits.reshape(-1, logits.shape[-1])
-    return _sums(batch, flat.shape[1], lambda rows: _wide(flat[rows]))
+    return _sums(batch, flat.shape[1], lambda rows: flat[rows].to(wide(flat.dtype)))
 
 
 def _has_head(model: Any) -> bool:
@@ -255,10 +255,6 @@ def _acceptance(student: Student, signal: TorchSignal) -> Tensor:
     both_N = torch.minimum(signal.logprobs_N.to(log_s_N), log_s_N).exp()
     outside_S = torch.minimum(signal.rest_S.to(log_s_N), student.log_outside_S).exp()
     return segment_sum(both_N, signal.rows_N, rows=len(signal)) + outside_S
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from kdstore.train.losses.student import (
     in_reads,
     read_block,
     total_grad,
+    wide,
 )
 from kdstore.train.objective import Part, weighted
 
@@ -138,7 +139,7 @@ class _Work:
         device = hidden_SD.device.type
         autocast = torch.is_autocast_enabled(device)
         by = torch.get_autocast_dtype(device) if autocast else weight_VD.dtype
-        dtype = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
+        dtype = wide(weight_VD.dtype)
         tensors = (hidden_SD, weight_VD, bias_V)
         grads = tuple(
             torch.zeros_like(one, dtype=dtype) if one is not None and want else None

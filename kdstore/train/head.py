@@ -27,6 +27,7 @@ from transformers.utils import ModelOutput
 from kdstore.errors import UsageError
 from kdstore.train.fused import FusedPart, fused_sums
 from kdstore.train.logit_map import LogitMap, measure_logit_map
+from kdstore.train.losses.student import wide
 from kdstore.train.objective import Objective, check_rows, divisor
 
 if TYPE_CHECKING:
@@ -163,8 +164,7 @@ class DistillHead(nn.Linear):
     def logits(self, hidden_CD: Tensor) -> Tensor:
         """The model's logits [C, V] of a few hidden states, in float32 at least."""
         answers = super().forward(hidden_CD)
-        wide = answers if answers.dtype == torch.float64 else answers.float()
-        return self.logit_map.apply_(wide)
+        return self.logit_map.apply_(answers.to(wide(answers.dtype)))
 
     def _check_whole(self) -> None:
         if isinstance(self.weight, DTensor) or not self.weight.numel():
