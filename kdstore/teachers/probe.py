@@ -21,20 +21,30 @@ def probe_ids(device: torch.device) -> Tensor:
 
 
 @contextmanager
-def probing(model: Any, *, known: str | None = None) -> Iterator[None]:
-    """In evaluation mode, with an attention that runs on every device; then as it was.
-
-    ``known`` is one more that does.
-    """
-    was_training, attention = model.training, model.config._attn_implementation
-    elsewhere = attention not in (None, "eager", "sdpa", known)
-    if elsewhere:
-        model.set_attn_implementation("eager")
+def evaluating(model: Any) -> Iterator[None]:
+    """In evaluation mode; then as it was."""
+    was_training = model.training
     model.eval()
     try:
         yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def probing(model: Any, *, known: str | None = None) -> Iterator[None]:
+    """In evaluation mode, with an attention that runs on every device; then as it was.
+
+    ``known`` is one more that does.
+    """
+    attention = model.config._attn_implementation
+    elsewhere = attention not in (None, "eager", "sdpa", known)
+    if elsewhere:
+        model.set_attn_implementation("eager")
+    try:
+        with evaluating(model):
+            yield
+    finally:
         if elsewhere:
             model.set_attn_implementation(attention)
 
