@@ -205,11 +205,15 @@ class DistillTrainer(StoreTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint; TrainingError instead if losses or weights are not finite."""
         self._check_losses()
+        self.check_weights()
+        super()._save_checkpoint(model, trial)
+
+    def check_weights(self) -> None:
+        """TrainingError on every rank if one has weights that are not finite."""
         name = weights_not_finite(self.model)
         flag = torch.tensor(float(name is not None), device=self.args.device)
         if self.accelerator.reduce(flag, reduction="sum"):
             refuse_weights(name, step=self.state.global_step, run=self.args.output_dir)
-        super()._save_checkpoint(model, trial)
 
     def evaluate(
         self,
