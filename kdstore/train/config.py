@@ -35,7 +35,6 @@ TRAINING_DEFAULTS = {
     "report_to": "none",
     "logging_steps": 10,
     "logging_first_step": True,
-    "logging_nan_inf_filter": False,  # it would report a loss of NaN as the last finite one
 }
 DEFAULT_BATCH_SIZE = 8
 # A teacher records units one by one, so few are to be begun at once; as many as GPUs share a node.
