@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdstore.readers.collate import varlen_inputs
+
 PROBE_TOKENS = 8
 PREFIX_TOKENS = 5
 _TOLERANCES = {torch.float32: 1e-3}  # of the largest logit; other dtypes:
@@ -80,9 +82,7 @@ def keeps_packed_apart(model: Any, *, by_lengths: bool = False) -> bool:
 def _lengths(ids: Tensor) -> dict[str, Any]:
     """The two samples of a packed row, as attention that takes lengths is told of them."""
     starts = torch.tensor([0, PREFIX_TOKENS, PROBE_TOKENS], dtype=torch.int32, device=ids.device)
-    longest = max(PREFIX_TOKENS, PROBE_TOKENS - PREFIX_TOKENS)
-    names = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
-    return {**names, "max_length_q": longest, "max_length_k": longest}
+    return varlen_inputs(starts, longest=max(PREFIX_TOKENS, PROBE_TOKENS - PREFIX_TOKENS))
 
 
 def close(one: Tensor, other: Tensor) -> bool:
