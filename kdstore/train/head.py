@@ -118,7 +118,13 @@ class DistillHead(nn.Linear):
         adapter, and for a model that does more to its logits than a scale and a soft cap.
         """
         if chunk_tokens is not None and chunk_tokens < 1:
-            raise UsageError("a chunk has tokens", expected="chunk_tokens >= 1", got=chunk_tokens)
+            raise UsageError(
+                "a chunk has tokens",
+                where="DistillHead.attach",
+                expected="chunk_tokens >= 1",
+                got=chunk_tokens,
+                todo="leave it out for as many as fit in 64 MiB, on CUDA 256",
+            )
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         layer = model.get_output_embeddings()
         if isinstance(layer, DistillHead):
