@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 
 from kdstore.errors import UsageError
 from kdstore.train.fused import FusedPart, fused_sums
-from kdstore.train.logit_map import LogitMap, measure_logit_map
+from kdstore.train.logit_map import LogitMap, measure_logit_map, unfit
 from kdstore.train.losses.student import wide
 from kdstore.train.objective import Objective, check_rows, divisor
 
@@ -130,7 +130,7 @@ class DistillHead(nn.Linear):
         if isinstance(layer, DistillHead):
             head = layer
         elif type(layer) is not nn.Linear:
-            raise _unfit(model, f"its output layer is a {type(layer).__name__}")
+            raise unfit(model, f"its output layer is a {type(layer).__name__}")
         else:
             head = cls._taking_over(layer)
             head.logit_map = measure_logit_map(model, layer)
@@ -198,7 +198,7 @@ def _learn_requests(model: Any) -> None:
             return plain(self, *args, **kwargs)
         head = self.get_output_embeddings()
         if not isinstance(head, DistillHead):
-            raise _unfit(self, f"its output layer has become a {type(head).__name__}")
+            raise unfit(self, f"its output layer has become a {type(head).__name__}")
         with head.capture() as captured:
             output = plain(self, *args, **kwargs)
         return distill.output(self, head(captured[0], distill), output)
@@ -224,13 +224,3 @@ def auxiliary_loss(
         return None
     share = max(len(batch.signal), 1) / divisor(batch, denominator)
     return model.config.get_text_config().router_aux_loss_coef * share * found  # type: ignore[no-any-return]
-
-
-def _unfit(model: Any, why: str) -> UsageError:
-    return UsageError(
-        "the fused head does not fit this model",
-        where=type(model).__name__,
-        expected="a plain nn.Linear as output layer, whose logits are at most scaled and capped",
-        got=why,
-        todo="set fused to false, or leave the output layer out of the adapter's target modules",
-    )
