@@ -144,10 +144,8 @@ class ChunkedCE(torch.autograd.Function):
 
 def fused(inputs: Inputs, losses: dict[str, object], batch: Batch) -> Tensor:
     """Our losses from hidden states, as DistillHead computes them."""
-    objective = Objective(losses)
-    (part,) = objective.parts(batch, progress=0.0)
-    one = FusedPart(part, objective.weights(0.0), LogitMap())
-    total, _ = fused_sums(inputs.hidden_TD, inputs.weight_VD, None, one)
+    (part,) = Objective(losses).parts(batch, progress=0.0)
+    total, _ = fused_sums(inputs.hidden_TD, inputs.weight_VD, None, FusedPart(part, LogitMap()))
     return total / len(batch.signal)
 
 

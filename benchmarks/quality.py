@@ -40,13 +40,14 @@ from benchmarks.quality_gap import (
     TARGET,
     Arm,
     Judged,
-    Result,
     Run,
     best_topk,
     bytes_at,
     choose_arms,
     curve,
     judge,
+    missing,
+    results_of,
     smallest,
     spread,
 )
@@ -159,17 +160,13 @@ class Bench:
         entries = stats["entries_per_position"] * arm.draws
         return Run(arm.name, seed, signal, size["total"], entries, loss)
 
-    def results(self, arms: Sequence[Arm], *, seeds: int, done: Sequence[Run] = ()) -> list[Result]:
-        """All arms of all seeds, seed after seed; each run is printed as it ends."""
-        known = {(run.arm, run.seed): run for run in done}
-        for seed in range(seeds):
-            for arm in arms:
-                if (arm.name, seed) not in known:
-                    known[arm.name, seed] = run = self.run(arm, seed=seed)
-                    about = self.setting.about()
-                    print_figure(RUN, run.held_out_ce, NATS, **about, run=asdict(run))
-        wanted = [run for run in known.values() if run.seed < seeds]
-        return [Result.of_runs(arm, wanted) for arm in arms]
+    def runs(self, arms: Sequence[Arm], *, seeds: int, done: Sequence[Run] = ()) -> list[Run]:
+        """``done`` and what it lacks of all arms and seeds; each run is printed as it ends."""
+        runs = list(done)
+        for arm, seed in missing(arms, done, seeds=seeds):
+            runs.append(run := self.run(arm, seed=seed))
+            print_figure(RUN, run.held_out_ce, NATS, **self.setting.about(), run=asdict(run))
+        return runs
 
     def sweep(self) -> None:
         """Print the bounds of the gap at several learning rates, for a seed that no arm has."""
@@ -182,13 +179,14 @@ class Bench:
 
 
 def read_runs(file: Path, about: dict[str, Any]) -> list[Run]:
-    """The runs that an earlier call printed; ValueError if they are of another setting."""
+    """The runs that earlier calls printed, each once; ValueError if they are of another setting."""
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    runs = [line for line in lines if line.get("figure") == RUN]
-    for line in runs:
+    found = [line for line in lines if line.get("figure") == RUN]
+    for line in found:
         if any(line[name] != about[name] for name in ("positions", "learning_rate")):
             raise ValueError(f"a run in {file} is of another setting: {line}")
-    return [Run(**line["run"]) for line in runs]
+    runs = [Run(**line["run"]) for line in found]
+    return list({(run.arm, run.seed): run for run in runs}.values())
 
 
 def report(judged: Sequence[Judged], about: dict[str, Any]) -> None:
@@ -269,7 +267,7 @@ def _names(text: str, quick: bool) -> tuple[str, ...]:
 @click.option(
     "--done",
     type=click.Path(path_type=Path, exists=True),
-    help="What an earlier call printed: its runs are taken, not made again.",
+    help="What earlier calls printed: their runs are taken, only others are made.",
 )
 def main(
     data: Path,
@@ -286,17 +284,20 @@ def main(
         setting = replace(setting, positions=QUICK_POSITIONS)
     seeds = seeds or (2 if quick else 4)
     about = {**setting.about(), "seeds": seeds}
+    chosen = choose_arms(_names(arms, quick))
     runs = read_runs(done, about) if done else []
-    with tempfile.TemporaryDirectory(prefix="quality-") as folder:
-        bench = Bench.of_data(data, setting, Path(folder))
-        print_figure("quality.teacher.entropy", bench.held_out.entropy, NATS, **about)
-        untaught = [bench.held_out.cross_entropy(bench.beginner(seed=s)) for s in range(seeds)]
-        print_figure("quality.beginner.held_out_ce", float(np.mean(untaught)), NATS, runs=untaught)
-        if sweep:
-            bench.sweep()
-            return
-        chosen = choose_arms(_names(arms, quick))
-        report(judge(bench.results(chosen, seeds=seeds, done=runs)), about)
+    if sweep or missing(chosen, runs, seeds=seeds):
+        with tempfile.TemporaryDirectory(prefix="quality-") as folder:
+            bench = Bench.of_data(data, setting, Path(folder))
+            print_figure("quality.teacher.entropy", bench.held_out.entropy, NATS, **about)
+            untaught = [bench.held_out.cross_entropy(bench.beginner(seed=s)) for s in range(seeds)]
+            mean = float(np.mean(untaught))
+            print_figure("quality.beginner.held_out_ce", mean, NATS, runs=untaught)
+            if sweep:
+                bench.sweep()
+                return
+            runs = bench.runs(chosen, seeds=seeds, done=runs)
+    report(judge(results_of(chosen, runs, seeds=seeds)), about)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,19 @@ class Result:
         return cls(arm, signal, total, entries, tuple(run.held_out_ce for run in own))
 
 
+def missing(arms: Iterable[Arm], runs: Iterable[Run], *, seeds: int) -> list[tuple[Arm, int]]:
+    """The arms and seeds of which there is no run, seed after seed."""
+    known = {(run.arm, run.seed) for run in runs}
+    pairs = itertools.product(range(seeds), arms)
+    return [(arm, seed) for seed, arm in pairs if (arm.name, seed) not in known]
+
+
+def results_of(arms: Iterable[Arm], runs: Iterable[Run], *, seeds: int) -> list[Result]:
+    """The arms' runs of the first ``seeds`` seeds."""
+    wanted = [run for run in runs if run.seed < seeds]
+    return [Result.of_runs(arm, wanted) for arm in arms]
+
+
 @dataclass(frozen=True)
 class Judged:
     """A result beside the bounds of its gap, seed by seed."""
@@ -167,7 +180,7 @@ def bytes_at(points: Sequence[tuple[float, float]], share: float) -> float | Non
     >>> round(bytes_at([(1, 0.2), (4, 0.8)], 0.5), 6)
     2.0
     """
-    for (low, below), (high, above) in pairwise(points):
+    for (low, below), (high, above) in itertools.pairwise(points):
         if below <= share <= above:
             part = 0.0 if above == below else (share - below) / (above - below)
             return float(np.exp(np.log(low) + part * (np.log(high) - np.log(low))))

@@ -24,8 +24,8 @@ from kdstore.train.objective import Objective
 from kdstore.train.student import check_vocabulary
 
 
-def main(argv: Sequence[str] | None = None) -> list[float]:
-    """The loss of each step, in nats per scored position of all processes."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("store")
     parser.add_argument("student")
@@ -36,8 +36,12 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     parser.add_argument("--accumulate", type=int, default=1, help="batches of a process in a step")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--resume", help="a checkpoint")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
+
+def main(argv: Sequence[str] | None = None) -> list[float]:
+    """The loss of each step, in nats per scored position of all processes."""
+    args = parse(argv)
     accelerator = Accelerator()  # backward divides by its gradient_accumulation_steps: leave it 1
     store = kdstore.open(args.store)
     # transformers loads bfloat16 weights as such, and small updates get lost in them.

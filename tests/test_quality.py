@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,19 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
-from benchmarks.quality import Bench, Setting, read_runs, report
+from benchmarks.quality import Bench, Setting, main, read_runs, report
 from benchmarks.quality_data import TEACHER, TEXTS, cut_tokenizer
 from benchmarks.quality_gap import (
     ARMS,
     Arm,
     Result,
+    Run,
     best_topk,
     bytes_at,
     choose_arms,
     curve,
     gap_closed,
     judge,
+    missing,
+    results_of,
     smallest,
     spread,
 )
@@ -86,6 +90,30 @@ def test_arms_bring_their_bounds() -> None:
     assert [arm.name for arm in choose_arms(["pps06_3x"])] == ["ce_3x", "full_3x", "pps06_3x"]
     with pytest.raises(ValueError, match="nothing"):
         choose_arms(["nothing"])
+
+
+def test_what_is_missing_comes_seed_after_seed() -> None:
+    arms = choose_arms(["pps06"])
+    runs = [Run("full", 0, 0, 0, 0, 4.0), Run("pps06", 1, 0, 0, 0, 4.0), Run("ce", 9, 0, 0, 0, 4.0)]
+    left = [(arm.name, seed) for arm, seed in missing(arms, runs, seeds=2)]
+    assert left == [("ce", 0), ("pps06", 0), ("ce", 1), ("full", 1)]
+
+
+def test_finished_runs_are_only_judged(tmp_path: Path) -> None:
+    """Nothing is read of the folder of data, which is empty."""
+    about = Setting().about()
+    losses = {"ce": (5.0, 4.0), "full": (4.0, 3.5), "pps06": (4.1, 3.5)}
+    runs = [Run(name, s, 9.0, 14.0, 8.0, losses[name][s]) for s in (0, 1) for name in losses]
+    lines = [json.dumps({"figure": "quality.run", **about, "run": asdict(run)}) for run in runs]
+    (tmp_path / "log").write_text("\n".join(lines))
+    options = ["--data", tmp_path, "--seeds", 2, "--arms", "pps06", "--done", tmp_path / "log"]
+    done = CliRunner().invoke(main, [str(option) for option in options])
+    printed = [json.loads(line) for line in done.stdout.splitlines()]
+    found = {line["figure"]: line for line in printed}
+    assert found["quality.pps06.gap_closed"]["value"] == pytest.approx(0.95)
+    assert found["quality.pps06.gap_closed"]["runs"] == pytest.approx([0.9, 1.0])
+    assert found["quality.pps06.gap_closed_sd"]["value"] == pytest.approx(np.sqrt(0.005))
+    assert "quality.run" not in found
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
@@ -168,7 +196,8 @@ def test_a_run_prints_every_figure_and_can_be_taken_up(
     bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     arms = choose_arms(["pps06", "counts50", "topk50_ce", "pps06_draws3"])
-    results = bench.results(arms, seeds=2)
+    runs = bench.runs(arms, seeds=2)
+    results = results_of(arms, runs, seeds=2)
     report(judge(results), {"seeds": 2})
     printed = capsys.readouterr().out
     lines = [json.loads(line) for line in printed.splitlines()]
@@ -183,8 +212,9 @@ def test_a_run_prints_every_figure_and_can_be_taken_up(
     assert bench.loss(arms[0], seed=1) == results[0].held_out_ce[1]
     (tmp_path / "log").write_text(printed)
     done = read_runs(tmp_path / "log", bench.setting.about())
-    assert len(done) == 2 * len(arms)
-    assert bench.results(arms, seeds=2, done=done) == results
+    assert done == runs
+    assert [run.arm for run in done] == 2 * [arm.name for arm in arms]
+    assert bench.runs(arms, seeds=2, done=done) == runs
     assert "quality.run" not in capsys.readouterr().out
     other = replace(bench.setting, positions=301).about()
     with pytest.raises(ValueError, match="another setting"):

@@ -60,21 +60,14 @@ class Batch:
         length. No cache: with one, transformers does not look for the samples of a packed row, and
         they would attend to each other.
         """
+        inputs: dict[str, Any] = {"use_cache": False}
         if self.attention_mask is not None:
-            masking = {"attention_mask": self.attention_mask}
-            return {"input_ids": self.input_ids, **masking, "use_cache": False}
-        rows = {"input_ids": self.input_ids, "position_ids": self.position_ids, "use_cache": False}
+            return {**inputs, "input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        rows = {"input_ids": self.input_ids, "position_ids": self.position_ids}
         if not varlen:
-            return rows
-        return {
-            "input_ids": self.input_ids.view(1, -1),
-            "position_ids": self.position_ids.view(1, -1),
-            "use_cache": False,
-            "cu_seq_lens_q": self.cu_seqlens,
-            "cu_seq_lens_k": self.cu_seqlens,
-            "max_length_q": self.longest,
-            "max_length_k": self.longest,
-        }
+            return {**inputs, **rows}
+        one_row = {name: ids.view(1, -1) for name, ids in rows.items()}
+        return {**inputs, **one_row, **varlen_inputs(self.cu_seqlens, longest=self.longest)}
 
     def of_teacher(self, name: str) -> Batch:
         """The same batch with another teacher's answers; KeyError if there is none."""
@@ -94,6 +87,12 @@ class Batch:
             if isinstance(value := getattr(self, one.name), Tensor)
         }
         return replace(self, **pinned)
+
+
+def varlen_inputs(starts: Tensor, *, longest: int) -> dict[str, Any]:
+    """How transformers tells attention where the samples of a row begin, and its end."""
+    names = {"cu_seq_lens": starts, "max_length": longest}
+    return {f"{name}_{of}": value for name, value in names.items() for of in ("q", "k")}
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,7 @@ class PPS(SampledSelection):
     """
 
     kind = "pps"
-    tau: float = 0.06
+    tau: float = 0.02  # docs/quality.md
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,7 @@ from kdstore.select.topk import TopK
 from kdstore.select.topp import TopP
 
 SELECTIONS: dict[str, type[Selection]] = {cls.kind: cls for cls in (TopK, TopP, PPS, Counts, Full)}
-DEFAULT_SELECTION = "pps:tau=0.02"  # docs/quality.md
+DEFAULT_SELECTION = PPS().spec
 
 
 def parse_selection(spec: str) -> Selection:

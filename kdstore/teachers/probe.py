@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdstore.readers.collate import varlen_inputs
+
 PROBE_TOKENS = 8
 PREFIX_TOKENS = 5
 _TOLERANCES = {torch.float32: 1e-3}  # of the largest logit; other dtypes:
@@ -21,20 +23,30 @@ def probe_ids(device: torch.device) -> Tensor:
 
 
 @contextmanager
-def probing(model: Any, *, known: str | None = None) -> Iterator[None]:
-    """In evaluation mode, with an attention that runs on every device; then as it was.
-
-    ``known`` is one more that does.
-    """
-    was_training, attention = model.training, model.config._attn_implementation
-    elsewhere = attention not in (None, "eager", "sdpa", known)
-    if elsewhere:
-        model.set_attn_implementation("eager")
+def evaluating(model: Any) -> Iterator[None]:
+    """In evaluation mode; then as it was."""
+    was_training = model.training
     model.eval()
     try:
         yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def probing(model: Any, *, known: str | None = None) -> Iterator[None]:
+    """In evaluation mode, with an attention that runs on every device; then as it was.
+
+    ``known`` is one more that does.
+    """
+    attention = model.config._attn_implementation
+    elsewhere = attention not in (None, "eager", "sdpa", known)
+    if elsewhere:
+        model.set_attn_implementation("eager")
+    try:
+        with evaluating(model):
+            yield
+    finally:
         if elsewhere:
             model.set_attn_implementation(attention)
 
@@ -70,9 +82,7 @@ def keeps_packed_apart(model: Any, *, by_lengths: bool = False) -> bool:
 def _lengths(ids: Tensor) -> dict[str, Any]:
     """The two samples of a packed row, as attention that takes lengths is told of them."""
     starts = torch.tensor([0, PREFIX_TOKENS, PROBE_TOKENS], dtype=torch.int32, device=ids.device)
-    longest = max(PREFIX_TOKENS, PROBE_TOKENS - PREFIX_TOKENS)
-    names = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
-    return {**names, "max_length_q": longest, "max_length_k": longest}
+    return varlen_inputs(starts, longest=max(PREFIX_TOKENS, PROBE_TOKENS - PREFIX_TOKENS))
 
 
 def close(one: Tensor, other: Tensor) -> bool:

@@ -59,9 +59,21 @@ class ScoringOptions:
         for name in ("batch_tokens", "unit_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"no {name}", expected="1 or more", got=value)
+                raise UsageError(
+                    f"no {name}",
+                    where=f"--{name.replace('_', '-')}, or teacher.{name}",
+                    expected="1 or more",
+                    got=value,
+                    todo="leave it out for the default",
+                )
         if not 0 <= self.audit_fraction <= 1:
-            raise UsageError("no share", expected="0 to 1", got=self.audit_fraction)
+            raise UsageError(
+                "no share of the positions",
+                where="--audit-fraction, or teacher.audit_fraction",
+                expected="0 to 1",
+                got=self.audit_fraction,
+                todo="divide percent by 100",
+            )
 
     @property
     def dump_config(self) -> DumpConfig:

@@ -15,7 +15,7 @@ from kdstore.errors import UsageError
 from kdstore.readers.batches import BatchConfig
 from kdstore.readers.weights import TokenWeights
 from kdstore.teachers.scoring import ScoringOptions
-from kdstore.train.fields import build, check_type, refuse_unknown
+from kdstore.train.fields import build, check_type, refuse_reserved, refuse_unknown
 from kdstore.train.yamlfile import override, read_mapping, to_yaml
 
 # What is decided elsewhere; a second source for one of them would win in silence.
@@ -30,12 +30,12 @@ RESERVED_LOADER = {
     "seed": "set `seed` at the top level, or `training.data_seed` for the order alone",
     "shuffle": "set `training.train_sampling_strategy` to random or sequential",
 }
+RESERVED = {"loader": RESERVED_LOADER, "training": RESERVED_TRAINING}
 TRAINING_DEFAULTS = {
     "disable_tqdm": True,  # its bar would stand beside ours
     "report_to": "none",
     "logging_steps": 10,
     "logging_first_step": True,
-    "logging_nan_inf_filter": False,  # it would report a loss of NaN as the last finite one
 }
 DEFAULT_BATCH_SIZE = 8
 # A teacher records units one by one, so few are to be begun at once; as many as GPUs share a node.
@@ -243,8 +243,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
     data = read_mapping(Path(path))
     for text in overrides or []:
         override(data, text)
-    _refuse_reserved(data, "loader", RESERVED_LOADER)
-    _refuse_reserved(data, "training", RESERVED_TRAINING)
+    for section, reserved in RESERVED.items():
+        if isinstance(given := data.get(section), Mapping):
+            refuse_reserved(given, reserved, where=section)
     config: TrainConfig = build(TrainConfig, _with_online_order(_with_default_batch(data)))
     _check_losses(config)
     _check_training(config.training)
@@ -258,12 +259,6 @@ def print_config(config: TrainConfig) -> str:
     """
     data = {**dataclasses.asdict(config), "loader": config.loader_options}
     return to_yaml(data)
-
-
-def _refuse_reserved(data: Mapping[str, Any], section: str, reserved: Mapping[str, str]) -> None:
-    for name in data.get(section) or {}:
-        if name in reserved:
-            raise UsageError(f"{section}.{name} is not yours to set", todo=reserved[name])
 
 
 def _with_default_batch(data: dict[str, Any]) -> dict[str, Any]:
@@ -321,6 +316,8 @@ def _check_adapters(config: TrainConfig) -> None:
         raise UsageError(
             "lora freezes everything but its adapters already",
             where="freeze",
+            expected="freeze or lora, not both",
+            got=config.freeze,
             todo="leave out freeze or lora; lora.modules_to_save are trained whole",
         )
     if config.student.path is None:
@@ -363,4 +360,10 @@ def _check_training(training: dict[str, Any]) -> None:
             got=training["gradient_accumulation_steps"],
         )
     if not training.get("output_dir"):
-        raise UsageError("missing key", where="training", expected="output_dir")
+        raise UsageError(
+            "missing key",
+            where="training",
+            expected="output_dir",
+            got=training.get("output_dir"),
+            todo="add training.output_dir=FOLDER; checkpoints and the student go there",
+        )

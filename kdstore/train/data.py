@@ -15,7 +15,7 @@ from kdstore.readers.batches import BatchConfig
 from kdstore.readers.loader import Loader
 from kdstore.readers.mixture import Mixture, parts_of
 from kdstore.readers.samples import Samples
-from kdstore.train.fields import refuse_unknown
+from kdstore.train.fields import refuse_reserved, refuse_unknown
 
 if TYPE_CHECKING:
     from kdstore.readers.collate import Batch
@@ -45,15 +45,13 @@ def loader_options(
     ``batch_tokens`` takes the place of ``batch_size``. Raises UsageError for options that no loader
     has, or that are the trainer's.
     """
-    for name, todo in _ELSEWHERE.items():
-        if name in given:
-            raise UsageError(
-                f"loader.{name} is not yours to set", where="DistillTrainer", todo=todo
-            )
+    refuse_reserved(given, _ELSEWHERE, where="loader")
     refuse_unknown(given, _OPTIONS, where="loader")
     if args.dataloader_drop_last:
         raise UsageError(
             "dataloader_drop_last does not work on a store",
+            where="TrainingArguments",
+            expected="no dataloader_drop_last",
             got=True,
             todo="leave it out: ranks without a batch get one that teaches nothing",
         )

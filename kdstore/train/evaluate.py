@@ -7,8 +7,7 @@ looked at a block of rows at a time; with a `DistillHead` they never exist toget
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,10 +19,11 @@ from kdstore.errors import UsageError
 from kdstore.readers.collate import Batch, Collator
 from kdstore.sample import Sample
 from kdstore.signal import NO_ENTRIES, SparseSignal, TorchSignal
+from kdstore.teachers.probe import evaluating
 from kdstore.train.head import DistillHead
 from kdstore.train.losses.base import is_sampled, labels_S, segment_sum
 from kdstore.train.losses.forward_kl import ForwardKL
-from kdstore.train.losses.student import Places, Reading, Student, read_block
+from kdstore.train.losses.student import Places, Reading, Student, read_block, wide
 from kdstore.train.objective import check_rows
 
 CALIBRATION_BINS = 15
@@ -56,12 +56,14 @@ def evaluation_sums(
     """
     batches = _batches(samples, batch_size=batch_size)
     device = next(model.parameters()).device
+    has_head = any(isinstance(module, DistillHead) for module in model.modules())
+    sums_of = _sums_of_head if has_head else _sums_of_logits
     sums = torch.zeros(_NUM_SUMS, dtype=torch.float64)
-    with _eval_mode(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for index in range(rank, rank + len(batches), world_size):
             counts = index < len(batches)
             batch = collate_for_eval(batches[min(index, len(batches) - 1)]).to(device)
-            found = _batch_sums(model, batch)
+            found = sums_of(model, batch)
             if counts:
                 sums += found
     return sums
@@ -138,19 +140,16 @@ def _kind_of(sample: Sample) -> tuple[str, ...]:
     return () if signal is None else (signal.selection, *sorted(signal.scalars))
 
 
-def _batch_sums(model: Any, batch: Batch) -> Tensor:
-    inputs = batch.model_inputs()
-    if _has_head(model):
-        found: Tensor = model(**inputs, distill=_Evaluation(batch)).sums
-        return found
-    logits = model(**inputs).logits
+def _sums_of_head(model: Any, batch: Batch) -> Tensor:
+    found: Tensor = model(**batch.model_inputs(), distill=_Evaluation(batch)).sums
+    return found
+
+
+def _sums_of_logits(model: Any, batch: Batch) -> Tensor:
+    logits = model(**batch.model_inputs()).logits
     check_rows(logits, batch)
     flat = logits.reshape(-1, logits.shape[-1])
-    return _sums(batch, flat.shape[1], lambda rows: _wide(flat[rows]))
-
-
-def _has_head(model: Any) -> bool:
-    return any(isinstance(module, DistillHead) for module in model.modules())
+    return _sums(batch, flat.shape[1], lambda rows: flat[rows].to(wide(flat.dtype)))
 
 
 @dataclass
@@ -177,8 +176,8 @@ class _Evaluation:
 
 def _sums(batch: Batch, width: int, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
     """float64 [n] on the host, as not every device has float64."""
-    signal = batch.signal
-    places = Places(signal.indptr, signal.rows_N, signal.ids_N, labels_S(batch))
+    signal, labels = batch.signal, labels_S(batch)
+    places = Places(signal.indptr, signal.rows_N, signal.ids_N, labels)
     places.check(vocab_size=width)
     reading = Reading(labels=True, outside=_is_exact(signal))
     sums = torch.zeros(_NUM_SUMS, dtype=torch.float64)
@@ -187,10 +186,8 @@ def _sums(batch: Batch, width: int, logits_of: Callable[[Tensor], Tensor]) -> Te
         rows_N = places.rows_N[block.entries] - block.rows.start
         student = Student(read_block(values, block, reading), rows_N)
         part = signal.part(block.rows, block.entries)
-        labels = labels_S(batch)[block.rows]
-        sums += torch.cat(
-            [_totals(student, part, values), _calibration(student, values, labels)]
-        ).to("cpu", torch.float64)
+        calibration = _calibration(student, values, labels[block.rows])
+        sums += torch.cat([_totals(student, part, values), calibration]).to("cpu", torch.float64)
     return sums
 
 
@@ -255,17 +252,3 @@ def _acceptance(student: Student, signal: TorchSignal) -> Tensor:
     both_N = torch.minimum(signal.logprobs_N.to(log_s_N), log_s_N).exp()
     outside_S = torch.minimum(signal.rest_S.to(log_s_N), student.log_outside_S).exp()
     return segment_sum(both_N, signal.rows_N, rows=len(signal)) + outside_S
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -24,7 +24,13 @@ def build(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
     refuse_unknown(data, fields, where=where)
     for name, item in fields.items():
         if name not in data and _is_required(item):
-            raise UsageError("missing key", where=where or "configuration", expected=name)
+            raise UsageError(
+                "missing key",
+                where=where or "configuration",
+                expected=name,
+                got=", ".join(map(str, data)) or "no keys",
+                todo=f"add {_join(where, name)}",
+            )
     values = {name: _value(_join(where, name), value, hints[name]) for name, value in data.items()}
     return cls(**values)
 
@@ -39,6 +45,19 @@ def refuse_unknown(given: Iterable[str], valid: Iterable[str], *, where: str) ->
                 f"unknown key {_join(where, str(key))!r}",
                 expected=None if near else ", ".join(names),
                 todo=f"did you mean {_join(where, near[0])!r}?" if near else None,
+            )
+
+
+def refuse_reserved(given: Mapping[str, Any], reserved: Mapping[str, str], *, where: str) -> None:
+    """Raise UsageError for a key that ``reserved`` says where to set instead."""
+    for name, todo in reserved.items():
+        if name in given:
+            raise UsageError(
+                f"{_join(where, name)} is not yours to set",
+                where=where,
+                expected=f"no {name}",
+                got=given[name],
+                todo=todo,
             )
 
 

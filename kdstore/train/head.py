@@ -26,7 +26,8 @@ from transformers.utils import ModelOutput
 
 from kdstore.errors import UsageError
 from kdstore.train.fused import FusedPart, fused_sums
-from kdstore.train.logit_map import LogitMap, measure_logit_map
+from kdstore.train.logit_map import LogitMap, measure_logit_map, unfit
+from kdstore.train.losses.student import wide
 from kdstore.train.objective import Objective, check_rows, divisor
 
 if TYPE_CHECKING:
@@ -69,11 +70,9 @@ class Request:
     def answer(self, head: DistillHead, hidden_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Σ weight · loss, and each loss [n], unweighted."""
         check_rows(hidden_TD, self.batch)
-        weights = self.objective.weights(self.progress)
         totals, values = [], []
         for part in self.objective.parts(self.batch, progress=self.progress):
-            mine, weights = weights[: len(part.losses)], weights[len(part.losses) :]
-            fused = FusedPart(part, mine, head.logit_map, head.chunk_tokens)
+            fused = FusedPart(part, head.logit_map, head.chunk_tokens)
             hidden_SD = hidden_TD.index_select(0, part.batch.logit_rows_S)
             total, sums_n = fused_sums(hidden_SD, head.weight, head.bias, fused)
             totals.append(total)
@@ -119,13 +118,19 @@ class DistillHead(nn.Linear):
         adapter, and for a model that does more to its logits than a scale and a soft cap.
         """
         if chunk_tokens is not None and chunk_tokens < 1:
-            raise UsageError("a chunk has tokens", expected="chunk_tokens >= 1", got=chunk_tokens)
+            raise UsageError(
+                "a chunk has tokens",
+                where="DistillHead.attach",
+                expected="chunk_tokens >= 1",
+                got=chunk_tokens,
+                todo="leave it out for as many as fit in 64 MiB, on CUDA 256",
+            )
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         layer = model.get_output_embeddings()
         if isinstance(layer, DistillHead):
             head = layer
         elif type(layer) is not nn.Linear:
-            raise _unfit(model, f"its output layer is a {type(layer).__name__}")
+            raise unfit(model, f"its output layer is a {type(layer).__name__}")
         else:
             head = cls._taking_over(layer)
             head.logit_map = measure_logit_map(model, layer)
@@ -165,8 +170,7 @@ class DistillHead(nn.Linear):
     def logits(self, hidden_CD: Tensor) -> Tensor:
         """The model's logits [C, V] of a few hidden states, in float32 at least."""
         answers = super().forward(hidden_CD)
-        wide = answers if answers.dtype == torch.float64 else answers.float()
-        return self.logit_map.apply_(wide)
+        return self.logit_map.apply_(answers.to(wide(answers.dtype)))
 
     def _check_whole(self) -> None:
         if isinstance(self.weight, DTensor) or not self.weight.numel():
@@ -194,7 +198,7 @@ def _learn_requests(model: Any) -> None:
             return plain(self, *args, **kwargs)
         head = self.get_output_embeddings()
         if not isinstance(head, DistillHead):
-            raise _unfit(self, f"its output layer has become a {type(head).__name__}")
+            raise unfit(self, f"its output layer has become a {type(head).__name__}")
         with head.capture() as captured:
             output = plain(self, *args, **kwargs)
         return distill.output(self, head(captured[0], distill), output)
@@ -220,13 +224,3 @@ def auxiliary_loss(
         return None
     share = max(len(batch.signal), 1) / divisor(batch, denominator)
     return model.config.get_text_config().router_aux_loss_coef * share * found  # type: ignore[no-any-return]
-
-
-def _unfit(model: Any, why: str) -> UsageError:
-    return UsageError(
-        "the fused head does not fit this model",
-        where=type(model).__name__,
-        expected="a plain nn.Linear as output layer, whose logits are at most scaled and capped",
-        got=why,
-        todo="set fused to false, or leave the output layer out of the adapter's target modules",
-    )

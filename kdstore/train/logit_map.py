@@ -71,7 +71,7 @@ def _measure(model: Any, layer: nn.Linear) -> LogitMap:
     ):
         whole = model(input_ids=ids, use_cache=False).logits[0]
     if len(asked) != 1 or asked[0].shape[-2:] != whole.shape:
-        raise _unfit(model, f"{len(asked)} calls of the output layer")
+        raise unfit(model, f"{len(asked)} calls of the output layer")
     grid = torch.tensor(_GRID, device=whole.device)
     answer = grid[None, :, None].expand(1, -1, whole.shape[1])
     with layer.register_forward_hook(lambda *_: answer.clone()):
@@ -80,14 +80,14 @@ def _measure(model: Any, layer: nn.Linear) -> LogitMap:
     expected = logit_map.apply_(grid.clone())
     same = torch.isclose(found, expected[:, None], rtol=1e-2 if _is_coarse(whole) else 1e-4)
     if not same.all() or not close(logit_map.apply_(asked[0][0].float()), whole):
-        raise _unfit(model, "its logits are no scaled and capped answers of the output layer")
+        raise unfit(model, "its logits are no scaled and capped answers of the output layer")
     return logit_map
 
 
 def _fit(model: Any, found: Tensor) -> LogitMap:
     scale = found[0].item() / _SMALL
     if not scale > 0:
-        raise _unfit(model, f"a scale of {scale}")
+        raise unfit(model, f"a scale of {scale}")
     capped = found[1].item() < scale * _HUGE / 2
     return LogitMap(scale, found[1].item() if capped else None)
 
@@ -96,11 +96,12 @@ def _is_coarse(logits: Tensor) -> bool:
     return logits.dtype in (torch.bfloat16, torch.float16)
 
 
-def _unfit(model: Any, why: str) -> UsageError:
+def unfit(model: Any, why: str) -> UsageError:
+    """The refusal of a model by the fused head."""
     return UsageError(
         "the fused head does not fit this model",
         where=type(model).__name__,
-        expected="one output layer, whose answers are at most scaled and capped",
+        expected="a plain nn.Linear as output layer, whose answers are at most scaled and capped",
         got=why,
-        todo="set fused to false",
+        todo="set fused to false, or leave the output layer out of the adapter's target modules",
     )

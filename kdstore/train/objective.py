@@ -90,16 +90,18 @@ class Objective:
         ``progress`` from 0 to 1 is the share of training that is done.
         """
         check_rows(logits, batch)
+        parts = list(self.parts(batch, progress=progress))
         sums = [
             part.sums(
                 read_student(logits, part.batch.logit_rows_S, part.places, part.readings),
                 part.batch.signal,
                 part.batch.weights_S,
             )
-            for part in self.parts(batch, progress=progress)
+            for part in parts
         ]
         values_n = torch.cat(sums) / divisor(batch, denominator)
-        return LossValues(weighted(values_n, self.weights(progress)), values_n.detach())
+        weights = [weight for part in parts for weight in part.weights]
+        return LossValues(weighted(values_n, weights), values_n.detach())
 
     def check(self, signal: TorchSignal, *, teacher: str | None = None) -> None:
         """UsageError or SignalError if signals like a teacher's will not do for its losses."""
@@ -108,15 +110,15 @@ class Objective:
                 for loss in term.losses():
                     loss.reading(signal)
 
-    def weights(self, progress: float) -> list[float]:
-        """The weight of each loss."""
-        return [term.weight.at(progress) for term in self.terms.values()]
-
     def parts(self, batch: Batch, *, progress: float) -> Iterator[Part]:
         """What is asked of each teacher of a batch; their losses follow each other as ``names``."""
         for teacher in self.teachers:
-            losses = [t.loss_at(progress) for t in self.terms.values() if t.teacher == teacher]
-            yield Part.of(batch if teacher is None else _answers(batch, teacher), losses)
+            terms = [term for term in self.terms.values() if term.teacher == teacher]
+            yield Part.of(
+                batch if teacher is None else _answers(batch, teacher),
+                [term.loss_at(progress) for term in terms],
+                [term.weight.at(progress) for term in terms],
+            )
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,13 @@ class Part:
 
     batch: Batch
     losses: Sequence[Loss]
+    weights: Sequence[float]
     places: Places
     readings: list[Reading]
     reading_of: list[int]
 
     @classmethod
-    def of(cls, batch: Batch, losses: Sequence[Loss]) -> Part:
+    def of(cls, batch: Batch, losses: Sequence[Loss], weights: Sequence[float]) -> Part:
         """One reading of the student for each temperature."""
         wanted = [loss.reading(batch.signal) for loss in losses]
         temperatures = list(dict.fromkeys(one.temperature for one in wanted))
@@ -140,9 +143,8 @@ class Part:
             labels=any(one.labels for one in wanted),
             entries=any(loss.uses_entries for loss in losses),
         )
-        return cls(
-            batch, losses, places, readings, [temperatures.index(w.temperature) for w in wanted]
-        )
+        reading_of = [temperatures.index(one.temperature) for one in wanted]
+        return cls(batch, losses, weights, places, readings, reading_of)
 
     def sums(self, students: Sequence[Student], signal: TorchSignal, weights_S: Tensor) -> Tensor:
         """[n]: the weighted sum over positions of each loss; of all of them, or a block's."""

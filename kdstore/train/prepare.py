@@ -105,7 +105,11 @@ def _transformers_refusals() -> Iterator[None]:
         raise
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UsageError(
-            "transformers refuses the training arguments", where="training", got=str(error)
+            "transformers refuses the training arguments",
+            where="training",
+            expected="fields of transformers.TrainingArguments that suit each other",
+            got=str(error),
+            todo="change or leave out what it names",
         ) from error
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from kdstore.errors import TrainingError
 from kdstore.train.config import TrainConfig
 from kdstore.train.prepare import Prepared, make_trainer, prepare
 from kdstore.train.results import measure, write_results
@@ -26,7 +23,7 @@ def run_training(
     ``train_seconds`` and ``tokens_per_second`` of this session; ``losses``, first and last; what it
     was trained on; with `eval`, ``eval_loss`` (nats per token), ``eval_perplexity`` and
     ``eval_num_tokens``. ``resume`` continues from the last checkpoint in the folder. Raises
-    UsageError, StoreNotFoundError, StoreMismatchError or InputError.
+    UsageError, StoreNotFoundError, StoreMismatchError, InputError or TrainingError.
     """
     prepared = prepare(config, quiet=quiet)
     watch = TrainingWatch(TokenMeter(prepared.model), shown=config.losses, quiet=quiet)
@@ -35,7 +32,7 @@ def run_training(
     record_run(config, prepared.data)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     _save_student(trainer, config, prepared)
-    _check_finite(trainer.model)
+    trainer.check_weights()
     evaluation = {} if prepared.held_out is None else trainer.evaluate()
     history = trainer.state.log_history
     metrics = {
@@ -49,18 +46,6 @@ def run_training(
     if not trainer.is_world_process_zero():
         return metrics
     return write_results(config, metrics, history, quiet=quiet)
-
-
-def _check_finite(model: Any) -> None:
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise TrainingError(
-                "training diverged: the student has weights that are not finite",
-                where=name,
-                expected="finite weights",
-                got="NaN or infinity",
-                todo="lower the learning rate, or go on from an earlier checkpoint",
-            )
 
 
 def _save_student(trainer: DistillTrainer, config: TrainConfig, prepared: Prepared) -> None:

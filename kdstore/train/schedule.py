@@ -10,6 +10,8 @@ from typing import Any, Literal
 from kdstore.errors import UsageError
 from kdstore.train.fields import build, check_type
 
+_WHERE = "losses: a weight or temperature"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -32,18 +34,26 @@ class Schedule:
         if (self.kind == "constant") != (self.end is None):
             raise UsageError(
                 "a schedule has an end unless it is constant",
+                where=_WHERE,
                 expected="end, or kind: constant",
                 got=f"kind={self.kind}, end={self.end}",
+                todo="set end, or give one number for all of training",
             )
         if not 0 <= self.since < self.until <= 1:
             raise UsageError(
                 "a schedule runs over a share of training",
+                where=_WHERE,
                 expected="0 <= since < until <= 1",
                 got=f"since={self.since}, until={self.until}",
+                todo="divide steps by those of the run; 0.5 is half-way",
             )
         if not all(math.isfinite(value) for value in (self.start, self.end or 0.0)):
             raise UsageError(
-                "a weight or temperature is not finite", got=f"{self.start} to {self.end}"
+                "a weight or temperature is not finite",
+                where=_WHERE,
+                expected="finite numbers",
+                got=f"{self.start} to {self.end}",
+                todo="0 leaves a loss out",
             )
 
     def at(self, progress: float) -> float:

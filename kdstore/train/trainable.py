@@ -29,11 +29,18 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
                 where=f"freeze: {pattern!r}",
                 expected=f"names such as {', '.join(name for name, _ in named[:3])}",
                 got="none",
+                todo="correct the pattern; * stands for any text, dots included",
             )
         for parameter in matching:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for _, parameter in named):
-        raise UsageError("nothing is left to train", where="freeze", got=list(patterns))
+        raise UsageError(
+            "nothing is left to train",
+            where="freeze",
+            expected="parameters that no pattern matches",
+            got=list(patterns),
+            todo="leave out a pattern",
+        )
 
 
 def add_adapters(model: Any, config: LoraConfig, *, seed: int) -> nn.Module:
@@ -58,7 +65,13 @@ def add_adapters(model: Any, config: LoraConfig, *, seed: int) -> nn.Module:
     try:
         return peft.get_peft_model(model, settings)  # type: ignore[no-any-return]
     except (ValueError, TypeError, RuntimeError) as error:
-        raise UsageError("peft refuses these adapters", where="lora", got=str(error)) from error
+        raise UsageError(
+            "peft refuses these adapters",
+            where="lora",
+            expected="options and target_modules that suit the student",
+            got=str(error),
+            todo="set lora.target_modules to all-linear, or to names of the student's own layers",
+        ) from error
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

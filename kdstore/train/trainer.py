@@ -101,8 +101,10 @@ class DistillTrainer(StoreTrainer):
         if self.get_cp_size() * self.get_sp_size() > 1:
             raise UsageError(
                 "context and sequence parallelism would cut a batch off its signal",
+                where="parallelism_config",
                 expected="cp_size = sp_size = 1",
                 got=(self.get_cp_size(), self.get_sp_size()),
+                todo="leave both out; FSDP2 and ZeRO-3 shard what does not fit",
             )
 
     def compute_loss(
@@ -205,11 +207,15 @@ class DistillTrainer(StoreTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint; TrainingError instead if losses or weights are not finite."""
         self._check_losses()
+        self.check_weights()
+        super()._save_checkpoint(model, trial)
+
+    def check_weights(self) -> None:
+        """TrainingError on every rank if one has weights that are not finite."""
         name = weights_not_finite(self.model)
         flag = torch.tensor(float(name is not None), device=self.args.device)
         if self.accelerator.reduce(flag, reduction="sum"):
             refuse_weights(name, step=self.state.global_step, run=self.args.output_dir)
-        super()._save_checkpoint(model, trial)
 
     def evaluate(
         self,
@@ -224,7 +230,13 @@ class DistillTrainer(StoreTrainer):
         """
         samples = self.eval_dataset if eval_dataset is None else eval_dataset
         if samples is None:
-            raise UsageError("nothing to evaluate", todo="pass eval_dataset")
+            raise UsageError(
+                "nothing to evaluate",
+                where="DistillTrainer.evaluate",
+                expected="held-out samples",
+                got="none",
+                todo="pass eval_dataset",
+            )
         sums = evaluation_sums(
             self.model_wrapped,
             samples,
@@ -251,6 +263,8 @@ def _check_extras(extras: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"{name} would never be called",
                 where="DistillTrainer",
+                expected=f"no {name}",
+                got=extras[name],
                 todo="override compute_loss or evaluate in a subclass",
             )
 
@@ -258,17 +272,25 @@ def _check_extras(extras: Mapping[str, Any]) -> None:
 def _check_arguments(args: TrainingArguments) -> None:
     for name, todo in _REFUSED.items():
         if getattr(args, name):
-            raise UsageError(f"{name} does not work here", got=getattr(args, name), todo=todo)
+            raise UsageError(
+                f"{name} does not work here",
+                where="TrainingArguments",
+                expected=f"no {name}",
+                got=getattr(args, name),
+                todo=todo,
+            )
     if args.train_sampling_strategy not in ("random", "sequential"):
         raise UsageError(
             "this order of samples does not work here",
             where="train_sampling_strategy",
             expected="random or sequential",
             got=args.train_sampling_strategy,
+            todo="leave it out for random",
         )
     if args.n_gpu > 1:
         raise UsageError(
             "one process with several GPUs would cut a batch off its signal",
+            where="TrainingArguments",
             expected="one process per GPU",
             got=f"{args.n_gpu} GPUs",
             todo="start with `accelerate launch` or torchrun, or set CUDA_VISIBLE_DEVICES",

@@ -45,7 +45,13 @@ def override(data: dict[str, Any], text: str) -> None:
     """Set a dotted key in the nested mappings of ``data``, making those that are missing."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
-        raise UsageError("not an override", expected="key=value or outer.inner=value", got=text)
+        raise UsageError(
+            "not an override",
+            where="command line",
+            expected="key=value or outer.inner=value",
+            got=text,
+            todo="write it without spaces around =, or in quotes",
+        )
     *outer, last = key.split(".")
     for name in outer:
         if data.get(name) is None:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import kdstore
-from kdstore.errors import StoreMismatchError, UsageError
+from kdstore.errors import StoreMismatchError, TrainingError, UsageError
 from kdstore.inputs import InputConfig
 from kdstore.train.evaluate import evaluate_model
 from kdstore.train.heldout import read_held_out
@@ -37,6 +37,14 @@ def test_leaves_a_folder_that_can_be_used(configured, tmp_path, rich_store, caps
     assert " left loss " in printed.err
     assert "  ce " in printed.err
     assert " tokens/s" in printed.err
+
+
+def test_weights_that_are_not_finite_at_the_end_are_saved_and_refused(configured, tmp_path):
+    changes = ["max_steps=1", "save_strategy='no'", "learning_rate=1e38", "weight_decay=100"]
+    with pytest.raises(TrainingError, match=r"weights that are not finite\n  where: step 1, model"):
+        run_training(configured(*(f"training.{change}" for change in changes)), quiet=True)
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert not student.get_input_embeddings().weight.isfinite().all()
 
 
 def test_figures_history_and_curves(configured, tmp_path):

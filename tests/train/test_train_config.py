@@ -113,7 +113,10 @@ def test_overrides_make_what_is_missing(write):
             r"training.bf16 has the wrong type\n  expected: bool\n  got: 1 \(int\)",
         ),
         ("training.output_dir=null", r"missing key\n  where: training\n  expected: output_dir"),
-        ("training.seed=1", r"training.seed .*\n  to do: set `seed` at the top level"),
+        (
+            "training.seed=1",
+            r"training.seed .*\n  where: training\n.*\n  got: 1\n  to do: set `seed` at the top",
+        ),
         ("seed=1.5", r"seed has the wrong type\n  expected: int\n  got: 1.5 \(float\)"),
         ("pack=true", r"unknown key 'pack'"),
         ("loader.pack=yes please", r"loader.pack has the wrong type\n  expected: bool"),
@@ -121,7 +124,11 @@ def test_overrides_make_what_is_missing(write):
         ("loader.batch_size=4", "a loader needs one of batch_tokens and batch_size"),
         ("loader={pack: true}", r"batch_size counts packs, .*\n  to do: set max_length"),
         ("loader.overlong=drop", r"expected: 'error' or 'skip' or 'truncate' or 'split'"),
-        ("loader.seed=1", r"loader.seed is not yours to set\n  to do: set `seed` at the top level"),
+        (
+            "loader.seed=1",
+            r"loader.seed is not yours to set\n  where: loader\n  expected: no seed\n  got: 1\n"
+            "  to do: set `seed` at the top level",
+        ),
         ("loader.shuffle=false", r"to do: set `training.train_sampling_strategy`"),
         ("training.per_device_train_batch_size=4", r"to do: set `loader.batch_size`"),
         ("store=null", "exactly one of store, mixture and teacher"),
@@ -154,7 +161,7 @@ def test_overrides_make_what_is_missing(write):
         ("weights={kinds: {user: -1}}", "a token weight is zero or more"),
         ("weights={entropi: []}", "did you mean 'weights.entropy'"),
         ("seed.inner=1", r"'seed' has no keys inside"),
-        ("seed", r"not an override\n  expected: key=value"),
+        ("seed", r"not an override\n  where: command line\n  expected: key=value"),
         ("seed=[1", r"not valid YAML"),
     ],
 )

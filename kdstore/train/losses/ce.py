@@ -19,12 +19,9 @@ class CE(Loss):
     """-log s(label) in nats, over the same positions and denominator as the other losses.
 
     >>> import torch
-    >>> from types import SimpleNamespace
-    >>> from kdstore import SparseSignal
-    >>> signal = SparseSignal.from_arrays("full", [0, 1], [0], [0.0])
-    >>> batch = SimpleNamespace(labels=torch.tensor([[-100, 2, -100]]), signal=signal.to_torch(),
-    ...     logit_rows_S=torch.tensor([0]), weights_S=torch.ones(1))
-    >>> round(ce(torch.zeros(1, 3, 4), batch).exp().item(), 4)
+    >>> from kdstore.testing.batch import one_position
+    >>> batch = one_position([1.0], label=2)
+    >>> round(ce(torch.zeros(1, 2, 4), batch).exp().item(), 4)
     4.0
     """
 

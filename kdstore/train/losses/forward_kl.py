@@ -25,12 +25,9 @@ class ForwardKL(Divergence):
     cross-entropy -Σ t̂ log s, of the same gradient (Σ t̂) s - t̂ (Random Sampling KD, ACL 2025,
     section 3).
 
-    >>> import numpy as np, torch
-    >>> from types import SimpleNamespace
-    >>> from kdstore import SparseSignal
-    >>> signal = SparseSignal.from_arrays("full", [0, 2], [0, 1], np.log([0.5, 0.5]))
-    >>> batch = SimpleNamespace(signal=signal.to_torch(), logit_rows_S=torch.tensor([0]),
-    ...     weights_S=torch.ones(1))
+    >>> import torch
+    >>> from kdstore.testing.batch import one_position
+    >>> batch = one_position([0.5, 0.5])
     >>> round(forward_kl(torch.tensor([[0.75, 0.25]]).log(), batch).item(), 4)
     0.1438
     """

@@ -17,12 +17,9 @@ class Hinge(PairLoss):
     z are the student's logits (ranking SVM, Joachims 2002). Neither temperature nor rest play a
     part, and ties of the teacher are no pairs.
 
-    >>> import numpy as np, torch
-    >>> from types import SimpleNamespace
-    >>> from kdstore import SparseSignal
-    >>> signal = SparseSignal.from_arrays("full", [0, 2], [0, 1], np.log([0.75, 0.25]))
-    >>> batch = SimpleNamespace(signal=signal.to_torch(), logit_rows_S=torch.tensor([0]),
-    ...     weights_S=torch.ones(1))
+    >>> import torch
+    >>> from kdstore.testing.batch import one_position
+    >>> batch = one_position([0.75, 0.25])
     >>> hinge(torch.tensor([[0.0, 2.0]]), batch).item()
     3.0
     """

@@ -18,12 +18,9 @@ class LogisticRanking(PairLoss):
     z are the student's logits (RankNet, Burges et al. 2005, section 3). Neither temperature nor
     rest play a part, and ties of the teacher are no pairs.
 
-    >>> import numpy as np, torch
-    >>> from types import SimpleNamespace
-    >>> from kdstore import SparseSignal
-    >>> signal = SparseSignal.from_arrays("full", [0, 2], [0, 1], np.log([0.75, 0.25]))
-    >>> batch = SimpleNamespace(signal=signal.to_torch(), logit_rows_S=torch.tensor([0]),
-    ...     weights_S=torch.ones(1))
+    >>> import torch
+    >>> from kdstore.testing.batch import one_position
+    >>> batch = one_position([0.75, 0.25])
     >>> round(logistic_ranking(torch.zeros(1, 2), batch).exp().item(), 4)
     2.0
     """

@@ -34,13 +34,9 @@ class PolicyGradient(Loss):
     ``on_policy`` takes the labels for draws of the student as it is now: ρ is 1 then, and no
     ``behaviour_logprob`` is needed.
 
-    >>> from types import SimpleNamespace
-    >>> from kdstore import SparseSignal
-    >>> scalars = {"label_logprob": [0.0], "behaviour_logprob": [-1.386294]}
-    >>> signal = SparseSignal.from_arrays("full", [0, 1], [2], [0.0], scalars=scalars)
-    >>> batch = SimpleNamespace(labels=torch.tensor([[-100, 2, -100]]), signal=signal.to_torch(),
-    ...     logit_rows_S=torch.tensor([0]), weights_S=torch.ones(1))
-    >>> round(policy_gradient(torch.zeros(1, 3, 4), batch).item(), 4)
+    >>> from kdstore.testing.batch import one_position
+    >>> batch = one_position([1.0], label=2, label_logprob=0.0, behaviour_logprob=-1.386294)
+    >>> round(policy_gradient(torch.zeros(1, 2, 4), batch).item(), 4)
     -1.3863
     """
 

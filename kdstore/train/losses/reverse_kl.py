@@ -16,12 +16,9 @@ class ReverseKL(NonlinearDivergence):
 
     Where the teacher's probability is zero it counts as e^-100.
 
-    >>> import numpy as np, torch
-    >>> from types import SimpleNamespace
-    >>> from kdstore import SparseSignal
-    >>> signal = SparseSignal.from_arrays("full", [0, 2], [0, 1], np.log([0.75, 0.25]))
-    >>> batch = SimpleNamespace(signal=signal.to_torch(), logit_rows_S=torch.tensor([0]),
-    ...     weights_S=torch.ones(1))
+    >>> import torch
+    >>> from kdstore.testing.batch import one_position
+    >>> batch = one_position([0.75, 0.25])
     >>> round(reverse_kl(torch.zeros(1, 2), batch).item(), 4)
     0.1438
     """

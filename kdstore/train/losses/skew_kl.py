@@ -16,12 +16,9 @@ class SkewKL(NonlinearDivergence):
 
     α = 0 is `forward_kl`; any larger α bounds the loss and its gradient.
 
-    >>> import numpy as np, torch
-    >>> from types import SimpleNamespace
-    >>> from kdstore import SparseSignal
-    >>> signal = SparseSignal.from_arrays("full", [0, 2], [0, 1], np.log([0.75, 0.25]))
-    >>> batch = SimpleNamespace(signal=signal.to_torch(), logit_rows_S=torch.tensor([0]),
-    ...     weights_S=torch.ones(1))
+    >>> import torch
+    >>> from kdstore.testing.batch import one_position
+    >>> batch = one_position([0.75, 0.25])
     >>> round(skew_kl(torch.tensor([[0.25, 0.75]]).log(), batch, alpha=0.5).item(), 4)
     0.1308
     """

@@ -156,6 +156,11 @@ def read_student(
     return [Student(read, places.rows_N) for read in in_reads(found)]
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What logits of a dtype are read in: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def in_reads(tensors: Sequence[Tensor]) -> list[Read]:
     """A flat row of tensors, four for each reading, as the readings."""
     width = len(Read._fields)
@@ -249,7 +254,7 @@ class _Student(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, rows_S: Tensor, places: Places, readings: Sequence[Reading]
     ) -> tuple[Tensor, ...]:
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        dtype = wide(logits.dtype)
         reads = empty_reads(logits, places, readings, dtype=dtype)
         for block in places.blocks(width=logits.shape[1]):
             values = logits[rows_S[block.rows]].to(dtype)

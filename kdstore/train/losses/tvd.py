@@ -14,12 +14,9 @@ from kdstore.train.losses.divergence import NonlinearDivergence
 class TVD(NonlinearDivergence):
     """½ Σ |t - s|, from 0 to 1 (f-distill, arXiv:2307.15190).
 
-    >>> import numpy as np, torch
-    >>> from types import SimpleNamespace
-    >>> from kdstore import SparseSignal
-    >>> signal = SparseSignal.from_arrays("full", [0, 2], [0, 1], np.log([0.75, 0.25]))
-    >>> batch = SimpleNamespace(signal=signal.to_torch(), logit_rows_S=torch.tensor([0]),
-    ...     weights_S=torch.ones(1))
+    >>> import torch
+    >>> from kdstore.testing.batch import one_position
+    >>> batch = one_position([0.75, 0.25])
     >>> round(tvd(torch.zeros(1, 2), batch).item(), 4)
     0.25
     """
