@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,28 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vllm_teacher_dir(tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path) -> Path:
+    """A random Llama whose heads are as wide as vLLM's attention on a CPU needs: 32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=384,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+    )
+    folder = tmp_path_factory.mktemp("vllm-teacher")
+    shutil.copytree(teacher_dir, folder, dirs_exist_ok=True)
+    LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
