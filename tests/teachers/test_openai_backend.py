@@ -15,6 +15,8 @@ from kdstore.sample import Sample
 from kdstore.select import parse_selection
 from kdstore.teachers.backends import open_backend
 from kdstore.teachers.openai_options import ServerOptions
+from kdstore.train.config import TeacherConfig
+from kdstore.train.fields import build
 from tests.teachers.fake_openai import (
     FakeServer,
     serving,
@@ -100,6 +102,19 @@ def test_wrong_options_of_a_server(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as error_info:
         ServerOptions(**options)
     assert "secret" not in str(error_info.value)
+
+
+def test_the_teacher_of_a_training_names_its_server() -> None:
+    section = {"path": "P", "data": "D", "backend": "openai", "server": {"url": "http://h/v1/"}}
+    server = build(TeacherConfig, section).server
+    assert server is not None
+    assert (server.root, server.concurrency, server.api_key_env) == (
+        "http://h",
+        32,
+        "OPENAI_API_KEY",
+    )
+    with pytest.raises(UsageError, match=r"did you mean 'server.model'"):
+        build(TeacherConfig, {**section, "server": {"url": "http://h", "modle": "m"}})
 
 
 def test_a_named_key_must_be_there(teacher_dir: Path, server: FakeServer) -> None:
