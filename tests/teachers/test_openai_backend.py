@@ -17,6 +17,7 @@ from kdstore.teachers.backends import open_backend
 from kdstore.teachers.openai_options import ServerOptions
 from kdstore.train.config import TeacherConfig
 from kdstore.train.fields import build
+from tests.conftest import make_texts, write_jsonl
 from tests.teachers.fake_openai import (
     FakeServer,
     serving,
@@ -127,12 +128,15 @@ def test_a_dump_from_a_server(
     dump: Callable[..., Path],
     kdstore_cli: Callable[..., tuple[int, str, str]],
     teacher_dir: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     flavour: str,
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     # all ids are entries, so that all padding is seen and taken out, as the hf teacher does
-    common: dict[str, object] = {"select": "topk:k=384", "max_length": 90}
+    rows = [{"id": f"row-{i}", "text": text} for i, text in enumerate(make_texts(12))]
+    data = write_jsonl(tmp_path / "few.jsonl", rows)
+    common: dict[str, object] = {"select": "topk:k=384", "max_length": 90, "data": data}
     with serving(teacher_dir, flavour=flavour) as server:
         folder = dump(**common, backend="openai", server=server.url, concurrency=4)
     assert {headers["authorization"] for headers in server.headers} == {"Bearer sk-secret"}
@@ -143,7 +147,7 @@ def test_a_dump_from_a_server(
     assert kdstore_cli("stats", folder)[0] == 0
     assert kdstore_cli("inspect", folder, "--sample", 0)[0] == 0
     stored, wanted = kdstore.open(str(folder)), kdstore.open(str(dump("hf", **common)))
-    assert len(stored) == len(wanted) == 60
+    assert len(stored) == len(wanted) == 12
     for sample, other in zip(stored, wanted, strict=True):
         assert sample.signal is not None
         assert other.signal is not None
