@@ -14,6 +14,7 @@ from kdstore.filesystem import Folder
 from kdstore.header import read_header
 
 if TYPE_CHECKING:
+    from kdstore.teachers.openai_options import ServerOptions
     from kdstore.teachers.scoring import ScoringOptions
     from kdstore.writers.overlay import OverlayWriter
     from kdstore.writers.units import UnitWriter
@@ -32,7 +33,18 @@ ENGINE_OPTIONS = (
 @click.option("--data", required=True, help="JSON lines, Parquet, text, a data set or its name.")
 @click.option("--out", required=True, help="Folder or fsspec URL of the store.")
 @click.option("--split", default="train", show_default=True, help="Split of a data set.")
-@click.option("--backend", default="hf", show_default=True, help="What runs the teacher: hf, vllm.")
+@click.option("--backend", default="hf", show_default=True, help="hf, vllm or openai.")
+@click.option("--server", help="URL of the backend openai: http://host:8000/v1.")
+@click.option("--model", help="Its name for the teacher. Default: the only one that it has.")
+@click.option(
+    "--flavour",
+    type=click.Choice(["vllm", "sglang"]),
+    help="How it gives logprobs of prompts. Default: what it says it is.",
+)
+@click.option("--api-key-env", help="Variable that holds its key. Default: OPENAI_API_KEY, if set.")
+@click.option("--concurrency", type=int, help="Requests in flight at most. Default: 32.")
+@click.option("--requests-per-minute", type=float, help="Requests sent at most.")
+@click.option("--timeout", "timeout_s", type=float, help="Seconds of silence. Default: 300.")
 @click.option(
     "--select",
     "selection",
@@ -166,6 +178,7 @@ def _scoring_options(options: dict[str, Any]) -> ScoringOptions:
         **given
         | {
             "path": options["teacher"],
+            "server": _server(options),
             "select": options["selection"],
             "temperatures": list(map(temperature_of, temperatures)),
             "template_options": parse_options(options["template_options"], "--template-options"),
@@ -187,9 +200,28 @@ def _engine_options(options: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
+def _server(options: dict[str, Any]) -> ServerOptions | None:
+    """The server that the options name; UsageError for options of a server without one."""
+    from kdstore.teachers.openai_options import ServerOptions
+
+    names = [one.name for one in fields(ServerOptions) if one.name != "url"]
+    given = {name: options[name] for name in names if options[name] is not None}
+    if given and options["server"] is None:
+        raise UsageError(
+            f"{', '.join(given)} without a server", expected="--server http://host:8000/v1"
+        )
+    return None if options["server"] is None else ServerOptions(url=options["server"], **given)
+
+
 def _check_overlay_options(options: dict[str, Any]) -> None:
     """UsageError unless draw and scalars come with an overlay, and it with one of the two."""
     given = [f"--{name}" for name in ("overlay", "draw", "scalars") if options[name] is not None]
+    if given and options["backend"] == "openai":
+        raise UsageError(
+            "an overlay needs full logits, and a server gives the most probable tokens",
+            where="--overlay",
+            todo="use a backend that has full logits: hf or vllm",
+        )
     if given not in ([], ["--overlay", "--draw"], ["--overlay", "--scalars"]):
         raise UsageError(
             "an overlay adds a draw, or scalars, to a store",

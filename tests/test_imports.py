@@ -12,7 +12,7 @@ import pytest
 import kdstore
 
 ROOT = Path(kdstore.__file__).parent
-HEAVY = ("torch", "transformers", "vllm", "datasets", "polars")
+HEAVY = ("torch", "transformers", "vllm", "datasets", "polars", "httpx2")
 LAYERS = {
     "select": {"core"},
     "codecs": {"core"},

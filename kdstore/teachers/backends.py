@@ -32,6 +32,7 @@ class Backend(Protocol):
 BACKENDS = {
     "hf": ("kdstore.teachers.hf_backend", "HFBackend"),
     "vllm": ("kdstore.teachers.vllm.backend", "VLLMBackend"),
+    "openai": ("kdstore.teachers.openai_backend", "OpenAIBackend"),
 }
 
 
@@ -43,6 +44,10 @@ def open_backend(options: ScoringOptions) -> Backend:
             where="backend",
             expected=", ".join(BACKENDS),
             got=options.backend,
+        )
+    if options.server is not None and options.backend != "openai":
+        raise UsageError(
+            "only the backend openai asks a server", where="backend", got=options.backend
         )
     module, name = BACKENDS[options.backend]
     backend: Backend = getattr(import_module(module), name)(options)

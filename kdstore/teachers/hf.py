@@ -56,7 +56,7 @@ class HFTeacher:
         audit_fraction: float = 0.0,
     ) -> Iterator[Score]:
         """The score of each sample that has scored positions, longest first."""
-        self._check_lengths(samples)
+        self.info.check_lengths(samples)
         batches = length_batches(
             samples, batch_tokens=self.batch_tokens, mix_lengths=self.info.mixes_lengths
         )
@@ -119,18 +119,6 @@ class HFTeacher:
             )
         signals, audits = zip(*parts, strict=True)
         return SparseSignal.concat(signals), SparseSignal.concat(audits)
-
-    def _check_lengths(self, samples: Sequence[Sample]) -> None:
-        limit = self.info.max_length
-        longest = max(samples, key=lambda sample: sample.num_tokens, default=None)
-        if limit is not None and longest is not None and longest.num_tokens > limit:
-            raise TeacherError(
-                "a sample is longer than the teacher takes",
-                where=f"sample {longest.sample_id!r}",
-                expected=f"at most {limit} tokens",
-                got=longest.num_tokens,
-                todo="split long samples with max_length",
-            )
 
     @torch.inference_mode()
     def _check_width(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +13,7 @@ import xxhash
 from safetensors import SafetensorError
 
 from kdstore.errors import TeacherError, UsageError
+from kdstore.sample import Sample
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.pt")
 _TENSOR_START_BYTES = 1 << 12
@@ -52,6 +53,19 @@ class CheckpointInfo:
             "logits_dtype": self.logits_dtype or self.dtype,
             **quantized,
         }
+
+    def check_lengths(self, samples: Iterable[Sample]) -> None:
+        """TeacherError for a sample that is longer than the teacher takes."""
+        longest = max(samples, key=lambda sample: sample.num_tokens, default=None)
+        if self.max_length is None or longest is None or longest.num_tokens <= self.max_length:
+            return
+        raise TeacherError(
+            "a sample is longer than the teacher takes",
+            where=f"sample {longest.sample_id!r}",
+            expected=f"at most {self.max_length} tokens",
+            got=longest.num_tokens,
+            todo="split long samples with max_length",
+        )
 
 
 def default_device() -> str:

@@ -16,6 +16,7 @@ from kdstore.select import DEFAULT_SCALARS, DEFAULT_SELECTION, parse_selection
 from kdstore.select.scalars import LSE_T_PREFIX, temperature_of
 from kdstore.teachers.backends import Backend, open_backend
 from kdstore.teachers.hf_load import CheckpointInfo, load_tokenizer
+from kdstore.teachers.openai_options import ServerOptions
 from kdstore.writers.dump import DumpConfig, DumpSource, open_dump
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class ScoringOptions:
     device: str | None = None
     dtype: str = "auto"
     vllm: dict[str, Any] = field(default_factory=dict)
+    server: ServerOptions | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "unit_tokens"):
@@ -174,7 +176,7 @@ def _max_length(wanted: int | None, info: CheckpointInfo) -> int | None:
         raise UsageError(
             "max_length is more than the teacher takes",
             where=info.path,
-            expected=f"at most {info.max_length} (max_position_embeddings)",
+            expected=f"at most {info.max_length}",
             got=wanted,
         )
     return wanted or info.max_length
