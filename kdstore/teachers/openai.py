@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kdstore.audit import AUDIT_SELECTION
 from kdstore.errors import UsageError
 from kdstore.sample import Sample
@@ -20,9 +17,10 @@ from kdstore.select.topk import TopK
 from kdstore.signal import SparseSignal
 from kdstore.teacher import Score
 from kdstore.teachers.hf_load import CheckpointInfo
-from kdstore.teachers.openai_answers import Answer, Flavour
+from kdstore.teachers.openai_answers import Flavour
 from kdstore.teachers.openai_client import open_session
 from kdstore.teachers.openai_options import ServerOptions
+from kdstore.teachers.top_logprobs import TopLogprobs, padding_mass, signal_of
 
 MAX_ENTRIES_IN_FLIGHT = 1 << 23  # at up to 85 bytes of JSON each: 0.7 GB
 
@@ -71,7 +69,7 @@ class OpenAITeacher:
         no_audit = SparseSignal.empty(AUDIT_SELECTION)
         with open_session(self.served.options) as session:
 
-            def ask(sample: Sample) -> Future[Answer]:
+            def ask(sample: Sample) -> Future[TopLogprobs]:
                 body = flavour.body(sample, model=self.served.model, k=k)
                 read = partial(flavour.read, sample=sample, k=k, vocab_size=self.vocab_size)
                 return session.ask(
@@ -95,7 +93,7 @@ class OpenAITeacher:
             "padding_mass": stats.padding_mass / max(stats.num_positions, 1),
         }
 
-    def _signal(self, answer: Answer, spec: str, scalars: Sequence[str]) -> SparseSignal:
+    def _signal(self, answer: TopLogprobs, spec: str, scalars: Sequence[str]) -> SparseSignal:
         padding_S = padding_mass(answer, self.num_ids)
         self.stats.num_positions += len(padding_S)
         self.stats.padding_mass += float(padding_S.sum())
@@ -104,16 +102,16 @@ class OpenAITeacher:
 
 def answers(
     samples: Iterable[Sample],
-    ask: Callable[[Sample], Future[Answer]],
+    ask: Callable[[Sample], Future[TopLogprobs]],
     *,
     concurrency: int,
     k: int,
-) -> Iterator[tuple[Sample, Answer]]:
+) -> Iterator[tuple[Sample, TopLogprobs]]:
     """Each sample with its answer, as they come; what is in flight is bounded in number and size.
 
     A sample whose entries are more than ``MAX_ENTRIES_IN_FLIGHT`` is alone in flight.
     """
-    waiting, pending = deque(samples), dict[Future[Answer], Sample]()
+    waiting, pending = deque(samples), dict[Future[TopLogprobs], Sample]()
     entries = 0
     try:
         while waiting or pending:
@@ -157,40 +155,3 @@ def refuse_full_logits(wanted: Mapping[str, bool], *, expected: str) -> None:
                 expected=expected,
                 todo="use a backend that has full logits: hf or vllm",
             )
-
-
-def padding_mass(answer: Answer, num_ids: int) -> NDArray[np.float64]:
-    """float64 [S]: probability of the entries that the tokenizer has no id for."""
-    masses_SK = np.where(answer.ids_SK >= num_ids, np.exp(answer.logprobs_SK), 0.0)
-    return np.asarray(masses_SK.sum(1))
-
-
-def signal_of(answer: Answer, spec: str, scalars: Sequence[str], *, num_ids: int) -> SparseSignal:
-    """The signal of an answer, given that no token is one of the padding that it shows.
-
-    The rest is log(1 - sum), all that can be known: off by the rounding of the sum, about 1e-6.
-    """
-    with np.errstate(divide="ignore"):
-        scale_S1 = np.log1p(-np.minimum(padding_mass(answer, num_ids), 1.0))[:, None]
-        logprobs_SK = np.minimum(answer.logprobs_SK - scale_S1, 0.0)
-        kept_SK = (answer.ids_SK < num_ids) & (logprobs_SK > -np.inf)
-        mass_S = np.where(kept_SK, np.exp(logprobs_SK), 0.0).sum(1)
-        rest_S = np.log1p(-np.minimum(mass_S, 1.0))
-    order_SK = np.argsort(answer.ids_SK, axis=1)
-    kept_SK, ids_SK, logprobs_SK = (
-        np.take_along_axis(array, order_SK, axis=1)
-        for array in (kept_SK, answer.ids_SK, logprobs_SK)
-    )
-    labels_S = answer.label_logprobs_S
-    known = {"label_logprob": np.minimum(labels_S - scale_S1[:, 0], 0.0)}
-    if answer.label_ranks_S is not None:
-        above_SK = (answer.ids_SK >= num_ids) & (answer.logprobs_SK > labels_S[:, None])
-        known["label_rank"] = answer.label_ranks_S - above_SK.sum(1)
-    return SparseSignal.from_arrays(
-        spec,
-        np.concatenate([[0], np.cumsum(kept_SK.sum(1))]),
-        ids_SK[kept_SK],
-        logprobs_SK[kept_SK],
-        rest_S=rest_S,
-        scalars={name: known[name] for name in scalars},
-    )

@@ -11,23 +11,11 @@ from numpy.typing import NDArray
 
 from kdstore.errors import KDStoreError, TeacherError
 from kdstore.sample import Sample
+from kdstore.teachers.top_logprobs import TopLogprobs
 
 VLLM_MINUS_INFINITY = -9999.0  # JSON has no infinity, so vLLM writes this
 LOGPROB_TOLERANCE = 1e-6  # of float32, above zero
 SUM_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """The k most probable tokens of S positions and the tokens that stand there, all float64.
-
-    ``label_ranks_S`` is None where the server does not say.
-    """
-
-    ids_SK: NDArray[np.int64]
-    logprobs_SK: NDArray[np.float64]
-    label_logprobs_S: NDArray[np.float64]
-    label_ranks_S: NDArray[np.float64] | None
 
 
 class Flavour(ABC):
@@ -46,10 +34,10 @@ class Flavour(ABC):
         """The request for a sample with scored positions."""
 
     @abstractmethod
-    def parse(self, answer: Any, sample: Sample, *, k: int, vocab_size: int) -> Answer:
+    def parse(self, answer: Any, sample: Sample, *, k: int, vocab_size: int) -> TopLogprobs:
         """The answer, label-aligned; anything but the right shape may raise what it likes."""
 
-    def read(self, answer: Any, sample: Sample, *, k: int, vocab_size: int) -> Answer:
+    def read(self, answer: Any, sample: Sample, *, k: int, vocab_size: int) -> TopLogprobs:
         """The answer of the scored positions; TeacherError naming the sample if it is not one."""
         try:
             parsed = self.parse(answer, sample, k=k, vocab_size=vocab_size)
@@ -89,7 +77,7 @@ class VLLM(Flavour):
             "prompt_logprobs": k,
         }
 
-    def parse(self, answer: Any, sample: Sample, *, k: int, vocab_size: int) -> Answer:
+    def parse(self, answer: Any, sample: Sample, *, k: int, vocab_size: int) -> TopLogprobs:
         """Raises TeacherError for another prompt than was sent."""
         (choice,) = answer["choices"]
         rows = choice["prompt_logprobs"]
@@ -106,7 +94,7 @@ class VLLM(Flavour):
             for t in scored
         ]
         ids, logprobs = _columns(tops, sample, k=k)
-        return Answer(
+        return TopLogprobs(
             ids,
             _with_infinity(logprobs),
             _with_infinity(np.asarray([one["logprob"] for one in labels], np.float64)),
@@ -137,7 +125,7 @@ class SGLang(Flavour):
             "top_logprobs_num": k,
         }
 
-    def parse(self, answer: Any, sample: Sample, *, k: int, vocab_size: int) -> Answer:
+    def parse(self, answer: Any, sample: Sample, *, k: int, vocab_size: int) -> TopLogprobs:
         """Raises TeacherError for another prompt than was sent."""
         meta = answer["meta_info"]
         own, tops = meta["input_token_logprobs"], meta["input_top_logprobs"]
@@ -160,7 +148,7 @@ class SGLang(Flavour):
             [[(one[1], one[0]) for one in tops[t]] for t in scored.tolist()], sample, k=k
         )
         labels = np.asarray([own[t][0] for t in scored.tolist()], np.float64)
-        return Answer(ids, logprobs, labels, None)
+        return TopLogprobs(ids, logprobs, labels, None)
 
 
 FLAVOURS: dict[str, Flavour] = {one.name: one for one in (VLLM(), SGLang())}
@@ -206,7 +194,7 @@ def _other_prompt(sample: Sample, position: int, *, expected: int, got: Any) -> 
     )
 
 
-def _check_values(answer: Answer, sample: Sample, *, k: int, vocab_size: int) -> None:
+def _check_values(answer: TopLogprobs, sample: Sample, *, k: int, vocab_size: int) -> None:
     """TeacherError for the first position whose values are no log-probabilities of its ids."""
     logprobs = np.concatenate([answer.logprobs_SK, answer.label_logprobs_S[:, None]], axis=1)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -13,6 +13,7 @@ from kdstore.errors import TeacherError
 from kdstore.hashing import sample_hash
 from kdstore.sample import Sample
 from kdstore.signal import SparseSignal
+from kdstore.teachers.top_logprobs import TopLogprobs, padding_mass, signal_of
 from kdstore.teachers.vllm.packing import Answered, Tally, unpack
 from kdstore.teachers.vllm.request import TapRequest, TapRule
 
@@ -87,8 +88,7 @@ class TapAnswers:
 class LogprobAnswers:
     """Answers from vLLM's flat prompt log-probabilities: ``topk``, without a tap.
 
-    About 13 us of Python a token at k = 64. The mass outside the entries is what the entries leave
-    of one, in float32: nothing better is known.
+    See ``signal_of`` for what is not exact about them.
     """
 
     runner = "none"
@@ -110,45 +110,27 @@ class LogprobAnswers:
         )
 
     def collect(self, done: Sequence[Asked], rule: TapRule) -> list[Answered]:
+        """The signals of what the engine said of samples."""
+        tops = [self._top_logprobs(one) for one in done]
+        positions = sum(one.sample.num_scored for one in done)
+        padding = sum(float(padding_mass(top, rule.num_ids).sum()) for top in tops)
+        self.tally = Tally(num_positions=positions, padding_mass=padding)
+        none = SparseSignal.empty(AUDIT_SELECTION)
+        signals = [
+            signal_of(top, rule.selection, rule.scalars, num_ids=rule.num_ids) for top in tops
+        ]
+        pairs = zip(done, signals, strict=True)
+        return [Answered(one.sample.positions_S, signal, none) for one, signal in pairs]
+
+    def _top_logprobs(self, one: Asked) -> TopLogprobs:
         """The first entry of a position is its token's own; the k most probable follow."""
-        self.tally = Tally(num_positions=sum(one.sample.num_scored for one in done))
-        return [self._answered(one, rule) for one in done]
-
-    def _answered(self, one: Asked, rule: TapRule) -> Answered:
-        flat, positions = one.output.prompt_logprobs, one.sample.positions_S
-        starts = np.array(flat.start_indices, np.int64)[positions]
-        at_SK = starts[:, None] + 1 + np.arange(self._k)
-        ids_SK = np.array(flat.token_ids, np.int64)[at_SK]
-        logprobs_SK = np.array(flat.logprobs, np.float32)[at_SK]
-        if len(ids_SK) and ids_SK.max() >= rule.num_ids:
-            raise self._padding_error(one, int(ids_SK.max()), rule.num_ids)
-        order = ids_SK.argsort(axis=1)
-        known = {
-            "label_logprob": np.array(flat.logprobs, np.float32)[starts],
-            "label_rank": np.array(flat.ranks, np.float32)[starts],
-        }
-        signal = SparseSignal.from_arrays(
-            rule.selection,
-            np.arange(len(positions) + 1) * self._k,
-            np.take_along_axis(ids_SK, order, 1).ravel(),
-            np.take_along_axis(logprobs_SK, order, 1).ravel(),
-            rest_S=rest_of(logprobs_SK),
-            scalars={name: known[name] for name in rule.scalars},
+        flat = one.output.prompt_logprobs
+        starts_S = np.array(flat.start_indices, np.int64)[one.sample.positions_S]
+        at_SK = starts_S[:, None] + 1 + np.arange(self._k)
+        logprobs_N = np.array(flat.logprobs, np.float64)
+        return TopLogprobs(
+            np.array(flat.token_ids, np.int64)[at_SK],
+            logprobs_N[at_SK],
+            logprobs_N[starts_S],
+            np.array(flat.ranks, np.float64)[starts_S],
         )
-        return Answered(positions, signal, SparseSignal.empty(AUDIT_SELECTION))
-
-    def _padding_error(self, one: Asked, found: int, num_ids: int) -> TeacherError:
-        return TeacherError(
-            "the teacher holds an id likely that its tokenizer does not have",
-            where=f"sample {one.sample.sample_id!r}",
-            expected=f"ids below {num_ids} among the {self._k} most probable",
-            got=found,
-            todo="use the tap or the hf backend, which leave vocabulary padding out",
-        )
-
-
-def rest_of(logprobs_SK: Any) -> Any:
-    """float32 [S]: log of what the entries leave of one; -inf where rounding leaves nothing."""
-    kept_S = np.exp(logprobs_SK.astype(np.float64)).sum(1)
-    with np.errstate(divide="ignore"):
-        return np.log1p(-np.minimum(kept_S, 1.0)).astype(np.float32)

@@ -109,7 +109,7 @@ class VLLMTeacher:
     def _submit(self, asked: Asked, flying: dict[str, Asked], rule: TapRule) -> None:
         from vllm.exceptions import VLLMValidationError
 
-        prompt = {"prompt_token_ids": asked.sample.input_ids_T.tolist()}
+        prompt = {"type": "token", "prompt_token_ids": asked.sample.input_ids_T.tolist()}
         name = f"kdstore-{asked.key}"
         try:
             self._engine.add_request(name, prompt, self._answers.params(asked, rule))

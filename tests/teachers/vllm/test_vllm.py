@@ -11,7 +11,6 @@ from kdstore.select import parse_selection
 from kdstore.signal import SparseSignal
 from kdstore.teacher import Score
 from kdstore.teachers.backends import open_backend
-from kdstore.teachers.vllm import answers as answers_module
 from kdstore.teachers.vllm.answers import LogprobAnswers
 from kdstore.teachers.vllm.teacher import VLLMTeacher
 from tests.teachers.vllm.conftest import MAX_LENGTH, NUM_IDS, some_samples
@@ -125,11 +124,15 @@ def test_without_the_tap_topk_comes_from_flat_logprobs(vllm_teacher, teacher_opt
     assert np.mean(found["label_rank"] == expected["label_rank"]) >= 0.998
 
 
-def test_without_the_tap_probable_padding_is_refused(vllm_teacher):
+def test_without_the_tap_padding_is_no_entry(vllm_teacher):
     info, engine = vllm_teacher.info, vllm_teacher._engine
     stock = VLLMTeacher(info, engine, LogprobAnswers(k=60), num_ids=NUM_IDS)
-    with pytest.raises(TeacherError, match=f"ids below {NUM_IDS}"):
-        scores(stock, some_samples()[20:24], "topk:k=60", scalars=("label_logprob",))
+    samples = some_samples()[20:24]
+    found = joined(scores(stock, samples, "topk:k=60", scalars=("label_logprob",)), samples)
+    assert found.ids_N.max() < NUM_IDS
+    assert found.entries_S.max() <= 60
+    assert 0.05 < stock.provenance()["padding_mass"] < 0.5
+    np.testing.assert_allclose(found.kept_mass_S + np.exp(found.rest_S), 1, atol=1e-5)
 
 
 def test_an_error_in_a_worker_reaches_the_caller_and_the_engine_lives(vllm_teacher):
@@ -165,9 +168,3 @@ def test_provenance(vllm_teacher):
     assert found["vllm"] == vllm.__version__
     assert 0 < found["padding_mass"] < 1
     assert vllm_teacher.provenance()["padding_mass"] == 0
-
-
-def test_rest_of_entries_that_sum_to_one():
-    logprobs = np.array([[np.log(0.5), np.log(0.25)], [0.0, -120.0]], np.float32)
-    rest = answers_module.rest_of(logprobs)
-    np.testing.assert_allclose(rest, [np.log(0.25), -np.inf], rtol=1e-6)
