@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from kdstore.sample import Sample
-from kdstore.teachers.top_logprobs import signal_of
 from kdstore.teachers.openai_answers import FLAVOURS
+from kdstore.teachers.top_logprobs import signal_of
 
 TOKENS, VOCAB, REPEATS = 1024, 128_000, 5
 
