@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,17 @@ def rich_store(
                 main(["dump", "--quiet", *map(str, [*common, *options])])
             assert not exit_info.value.code
     return out
+
+
+@pytest.fixture(scope="session")
+def processes() -> Any:
+    """Processes that have imported everything, and no thread yet."""
+    context = multiprocessing.get_context("forkserver")
+    workers = ["tests.dump_worker", "tests.train.kill_worker"]
+    context.set_forkserver_preload(
+        [*workers, "numba", "kdstore.teachers.hf", "kdstore.writers.run"]
+    )
+    return context
 
 
 @pytest.fixture
