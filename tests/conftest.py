@@ -27,6 +27,15 @@ def make_texts(count: int, *, seed: int = 0) -> list[str]:
     return [" ".join(generator.choice(WORDS, generator.integers(3, 60))) for _ in range(count)]
 
 
+def run_dump(*options: object) -> None:
+    """Runs ``kdstore dump`` in this process, for a fixture of many tests."""
+    from kdstore_cli.main import main
+
+    with pytest.raises(SystemExit) as exit_info:
+        main(["dump", "--quiet", *map(str, options)])
+    assert not exit_info.value.code
+
+
 @pytest.fixture(scope="session")
 def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 384 logits over a byte-level BPE of fewer ids, saved as users save."""
@@ -74,8 +83,6 @@ def rich_store(
     tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path, data_file: Path
 ) -> Path:
     """A store to read only: several row groups a shard, an audit, a second draw, a late scalar."""
-    from kdstore_cli.main import main
-
     from kdstore.writers import shard
 
     out = tmp_path_factory.mktemp("rich") / "store"
@@ -88,9 +95,17 @@ def rich_store(
             ["--overlay", "second", "--draw", 1],
             ["--overlay", "lse", "--scalars", "lse"],
         ):
-            with pytest.raises(SystemExit) as exit_info:
-                main(["dump", "--quiet", *map(str, [*common, *options])])
-            assert not exit_info.value.code
+            run_dump(*common, *options)
+    return out
+
+
+@pytest.fixture(scope="session")
+def plain_store(
+    tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path, data_file: Path
+) -> Path:
+    """What ``dump()`` gives, made once: to read only, or to copy."""
+    out = tmp_path_factory.mktemp("plain") / "store"
+    run_dump("--teacher", teacher_dir, "--data", data_file, "--out", out, "--unit-tokens", 500)
     return out
 
 
