@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,15 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 def make_texts(count: int, *, seed: int = 0) -> list[str]:
     generator = np.random.default_rng(seed)
     return [" ".join(generator.choice(WORDS, generator.integers(3, 60))) for _ in range(count)]
+
+
+def run_dump(*options: object) -> None:
+    """Runs ``kdstore dump`` in this process, for a fixture of many tests."""
+    from kdstore_cli.main import main
+
+    with pytest.raises(SystemExit) as exit_info:
+        main(["dump", "--quiet", *map(str, options)])
+    assert not exit_info.value.code
 
 
 @pytest.fixture(scope="session")
@@ -96,8 +106,6 @@ def rich_store(
     tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path, data_file: Path
 ) -> Path:
     """A store to read only: several row groups a shard, an audit, a second draw, a late scalar."""
-    from kdstore_cli.main import main
-
     from kdstore.writers import shard
 
     out = tmp_path_factory.mktemp("rich") / "store"
@@ -110,10 +118,29 @@ def rich_store(
             ["--overlay", "second", "--draw", 1],
             ["--overlay", "lse", "--scalars", "lse"],
         ):
-            with pytest.raises(SystemExit) as exit_info:
-                main(["dump", "--quiet", *map(str, [*common, *options])])
-            assert not exit_info.value.code
+            run_dump(*common, *options)
     return out
+
+
+@pytest.fixture(scope="session")
+def plain_store(
+    tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path, data_file: Path
+) -> Path:
+    """What ``dump()`` gives, made once: to read only, or to copy."""
+    out = tmp_path_factory.mktemp("plain") / "store"
+    run_dump("--teacher", teacher_dir, "--data", data_file, "--out", out, "--unit-tokens", 500)
+    return out
+
+
+@pytest.fixture(scope="session")
+def processes() -> Any:
+    """Processes that have imported everything, and no thread yet."""
+    context = multiprocessing.get_context("forkserver")
+    workers = ["tests.dump_worker", "tests.train.kill_worker"]
+    context.set_forkserver_preload(
+        [*workers, "numba", "kdstore.teachers.hf", "kdstore.writers.run"]
+    )
+    return context
 
 
 @pytest.fixture

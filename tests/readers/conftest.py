@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -14,6 +15,18 @@ from kdstore.filesystem import Folder
 from kdstore.readers import download
 from kdstore.sample import Sample
 from tests.readers.cached import URL
+
+
+@pytest.fixture
+def dump(dump: Callable[..., Path], plain_store: Path, tmp_path: Path) -> Callable[..., Path]:
+    """As elsewhere, but the store of a plain ``dump()`` is copied: here it is only read."""
+
+    def run(name: str = "store", **options: object) -> Path:
+        if options or name != "store" or (tmp_path / name).exists():
+            return dump(name, **options)
+        return Path(shutil.copytree(plain_store, tmp_path / name))
+
+    return run
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from kdstore.readers.dataset import BatchDataset, PositionFilter
 from kdstore.readers.sampler import BatchSampler
 from kdstore.readers.store import Store
 from kdstore.sample import Sample, Span
+from tests.conftest import run_dump
 
 Dump = Callable[..., Path]
 FORKS = "ignore:.*use of fork.*may lead to deadlocks:DeprecationWarning"
@@ -53,14 +54,23 @@ def run(
     return [batch for step in steps for batch in step if batch], of_ranks[0][1]
 
 
+@pytest.fixture(scope="module")
+def many_units(
+    tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path, data_file: Path
+) -> Path:
+    out = tmp_path_factory.mktemp("units") / "store"
+    run_dump("--teacher", teacher_dir, "--data", data_file, "--out", out, "--unit-tokens", 150)
+    return out
+
+
 @pytest.mark.filterwarnings(FORKS, FEW_CPUS)
 @pytest.mark.parametrize("options", [PADDED, PACKED], ids=["padded", "packed"])
 @pytest.mark.parametrize("workers", [0, 2, 4])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 def test_a_run_is_stopped_and_goes_on_in_another_layout(
-    dump: Dump, options: dict[str, Any], ranks: int, workers: int
+    many_units: Path, options: dict[str, Any], ranks: int, workers: int
 ) -> None:
-    store = kdstore.open(dump(unit_tokens=150))
+    store = kdstore.open(many_units)
     options = {**options, "epochs": 2}
     one = [ids_of(batch) for batch in store.loader(rank=0, world_size=1, **options)]
     assert sorted(chain(*one)) == sorted([f"row-{i}" for i in range(60)] * 2)

@@ -25,6 +25,7 @@ from kdstore.readers.store import Store
 from kdstore.readers.verify import verify_store
 from kdstore.sample import Sample
 from kdstore.writers.overlay import OverlayWriter, add_scalar
+from tests.conftest import run_dump
 from tests.readers.test_store import shard_of
 from tests.writers.test_dump import assert_same
 
@@ -41,14 +42,23 @@ IDENTITY = {
 }
 
 
-@pytest.fixture
-def store(dump: Dump) -> Path:
+@pytest.fixture(scope="module")
+def overlaid(
+    tmp_path_factory: pytest.TempPathFactory, plain_store: Path, teacher_dir: Path, data_file: Path
+) -> Path:
     """A store with draws 1 and 2, and a scalar."""
-    path = dump()
-    dump(overlay="second", draw=1)
-    dump(overlay="a-third", draw=2)
-    dump(overlay="lse", scalars="lse")
+    path = tmp_path_factory.mktemp("overlaid") / "store"
+    shutil.copytree(plain_store, path)
+    common: list[object] = ["--teacher", teacher_dir, "--data", data_file, "--out", path]
+    for options in ("second --draw 1", "a-third --draw 2", "lse --scalars lse"):
+        run_dump(*common, "--unit-tokens", 500, "--overlay", *options.split())
     return path
+
+
+@pytest.fixture
+def store(overlaid: Path, tmp_path: Path) -> Path:
+    """A copy of it, to change."""
+    return Path(shutil.copytree(overlaid, tmp_path / "store"))
 
 
 def without_a_unit(store: Path, name: str) -> Path:

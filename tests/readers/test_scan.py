@@ -21,7 +21,7 @@ from kdstore.filesystem import Folder
 from kdstore.readers.shard import ShardReader
 from kdstore.readers.store import Store
 from kdstore.sample import Sample
-from tests.conftest import make_texts, write_jsonl
+from tests.conftest import make_texts, run_dump, write_jsonl
 from tests.readers.test_store import shard_of
 
 Dump = Callable[..., Path]
@@ -34,20 +34,20 @@ STATISTICS = ["entries", "mean_label_logprob", "mean_entropy", "kept_mass"]
 @pytest.fixture(scope="module")
 def grouped(tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path) -> Path:
     """60 samples in units of several row groups; ids ascend, samples get longer."""
-    from kdstore_cli.main import main
-
     folder = tmp_path_factory.mktemp("grouped")
     texts = sorted(make_texts(60), key=len)
     rows = [{"id": f"row-{i:02}", "text": text} for i, text in enumerate(texts)]
     data = write_jsonl(folder / "texts.jsonl", rows)
-    arguments = ["--teacher", teacher_dir, "--data", data, "--out", folder / "store"]
-    command = ["dump", "--quiet", "--unit-tokens", "500", *map(str, arguments)]
+    out = folder / "store"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdstore.writers.shard.ROW_GROUP_BYTES", 4000)
-        with pytest.raises(SystemExit) as exit_info:
-            main(command)
-    assert not exit_info.value.code
-    return folder / "store"
+        run_dump("--teacher", teacher_dir, "--data", data, "--out", out, "--unit-tokens", 500)
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(grouped: Path) -> pl.DataFrame:
+    return kdstore.scan(grouped).collect()
 
 
 @pytest.fixture
@@ -186,10 +186,9 @@ FILTERS = {
 @pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_filter_gives_what_the_frame_filtered_gives(
-    grouped: Path, name: str, engine: Any
+    grouped: Path, whole: pl.DataFrame, name: str, engine: Any
 ) -> None:
     lazy, expr = kdstore.scan(grouped), FILTERS[name]
-    whole = lazy.collect()
     assert_frame_equal(lazy.filter(expr).collect(engine=engine), whole.filter(expr))
     chosen = lazy.filter(expr).select("spans", "index")
     assert_frame_equal(chosen.collect(engine=engine), whole.filter(expr).select("spans", "index"))

@@ -19,6 +19,7 @@ from kdstore.train.objective import Objective
 from tests.train.train_helpers import ragged_samples, tiny_config, tiny_model
 
 STEPS, SAMPLES = 5, 8
+KINDS = ("tied", "apart")  # the head with the embeddings; a head that is sharded on its own
 OBJECTIVE = {"forward_kl": 0.75, "ce": 0.25}
 
 
@@ -62,22 +63,16 @@ def shard(model: Any, *, head_apart: bool) -> None:
     fully_shard(model)
 
 
-def main(folder: Path, *, tied: bool, head_apart: bool) -> None:
-    """Train on this rank's share; rank 0 writes the whole weights."""
-    dist.init_process_group("gloo")
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    model = make_student(tied=tied)
-    shard(model, head_apart=head_apart)
+def train_sharded(rank: int, world_size: int, *, kind: str) -> dict[str, torch.Tensor]:
+    """Train on this rank's share; the whole weights."""
+    model = make_student(tied=kind == "tied")
+    shard(model, head_apart=kind == "apart")
     assert all(isinstance(one, DTensor) for one in model.parameters())
     steps = batches(rank, world_size)
     train(model, steps, count_positions(), world_size=world_size)
     assert all(isinstance(one, DTensor) for one in model.parameters())
     refuse_outside(model, steps[0][0])
-    whole = {name: value.full_tensor() for name, value in model.state_dict().items()}
-    if rank == 0:
-        torch.save(whole, folder / "found.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return {name: value.full_tensor() for name, value in model.state_dict().items()}
 
 
 def refuse_outside(model: Any, batch: Batch) -> None:
@@ -88,5 +83,16 @@ def refuse_outside(model: Any, batch: Batch) -> None:
         DistillHead.forward(head, hidden, Request(Objective(OBJECTIVE), batch))
 
 
+def main(folder: Path) -> None:
+    """Each kind of student; rank 0 writes what they end with."""
+    dist.init_process_group("gloo")
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    found = {kind: train_sharded(rank, world_size, kind=kind) for kind in KINDS}
+    if rank == 0:
+        torch.save(found, folder / "found.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), tied="tied" in sys.argv, head_apart="apart" in sys.argv)
+    main(Path(sys.argv[1]))

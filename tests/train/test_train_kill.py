@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,6 @@ from tests.train import kill_worker
 from tests.train.stores import write_store
 
 KILLS = 3
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Processes that have imported everything, and no thread yet."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.train.kill_worker", "numba"])
-    return context
 
 
 class Run:

@@ -1,0 +1,12 @@
+"""What a process of a kill test runs: a command line that dumps."""
+
+from __future__ import annotations
+
+import torch
+from kdstore_cli.main import main
+
+
+def dump(arguments: list[str]) -> None:
+    """Run it on one thread, and leave with its exit code."""
+    torch.set_num_threads(1)
+    main(arguments)
