@@ -10,10 +10,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kdstore.codecs.counting import OrderBuilder
@@ -34,20 +36,33 @@ _SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlannedUnit:
-    """The samples of one unit: ids, token counts and the half-open range of source rows."""
+    """The samples of one unit: the rows of the plan that are its own, not copied."""
 
     unit: int
-    sample_ids: list[str]
-    num_tokens: list[int]
-    first_row: int
-    last_row: int
+    rows: pa.Table
 
     @property
     def ids_and_lengths(self) -> list[tuple[str, int]]:
         """(sample id, tokens) of each sample, in order."""
-        return list(zip(self.sample_ids, self.num_tokens, strict=True))
+        columns = (self.rows[name].to_pylist() for name in ("sample_id", "num_tokens"))
+        return list(zip(*columns, strict=True))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all samples."""
+        return int(pc.sum(self.rows["num_tokens"]).as_py())
+
+    @cached_property
+    def first_row(self) -> int:
+        """The first source row."""
+        return int(self.rows["source_row"][0].as_py())
+
+    @cached_property
+    def last_row(self) -> int:
+        """The source row after the last one."""
+        return int(self.rows["source_row"][-1].as_py()) + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +90,7 @@ class Plan:
         """What one unit is made of."""
         units = self.table["unit"].to_numpy()
         low, high = np.searchsorted(units, [unit, unit + 1])
-        rows = self.table.slice(low, high - low)
-        source_rows = rows["source_row"].to_numpy()
-        return PlannedUnit(
-            unit,
-            rows["sample_id"].to_pylist(),
-            rows["num_tokens"].to_pylist(),
-            int(source_rows[0]),
-            int(source_rows[-1]) + 1,
-        )
+        return PlannedUnit(unit, self.table.slice(low, high - low))
 
     def to_bytes(self) -> bytes:
         """The plan as a Parquet file."""
