@@ -47,11 +47,11 @@ class Work:
     num_scores: int = 0
 
     @classmethod
-    def at(cls, out: Path, teacher: Path, data: Path, **options: Any) -> Work:
+    def at(cls, folder: Folder, teacher: Path, data: Path, **options: Any) -> Work:
         """The dump of a teacher over data, in units of about 100 tokens."""
         settings: dict[str, Any] = {"unit_tokens": 100, "batch_tokens": 64, **options}
         scoring = Scoring.of(ScoringOptions(path=str(teacher), data=str(data), **settings))
-        writer = scoring.open_store(Folder(out), quiet=True)
+        writer = scoring.open_store(folder, quiet=True)
         return cls(writer, scoring.load_teacher(), scoring)
 
     @property

@@ -15,6 +15,7 @@ import pytest
 
 import kdstore
 from kdstore.errors import StoppedError
+from kdstore.filesystem import Folder
 from kdstore.layout import RUNNING
 from kdstore.writers import pipeline, stopping
 from kdstore.writers.reading import planned_samples
@@ -28,7 +29,7 @@ MakeWork = Callable[..., Work]
 @pytest.fixture
 def work(tmp_path: Path, teacher_dir: Path, data_file: Path) -> MakeWork:
     def make(name: str = "store", **options: Any) -> Work:
-        return Work.at(tmp_path / name, teacher_dir, data_file, **options)
+        return Work.at(Folder(tmp_path / name), teacher_dir, data_file, **options)
 
     return make
 

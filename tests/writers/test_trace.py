@@ -52,7 +52,7 @@ def test_storage_that_refuses_records_is_no_failure(
     def refused(*arguments: Any) -> None:
         raise StorageError("no room")
 
-    one = Work.at(tmp_path / "store", teacher_dir, data_file)
+    one = Work.at(Folder(tmp_path / "store"), teacher_dir, data_file)
     for name in ("replace", "remove"):
         monkeypatch.setattr(one.writer.folder, name, refused)
     assert one.run().units == one.writer.header.num_units
