@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
+import kdstore
 from kdstore.errors import UsageError
 from kdstore.writers.worker import worker_of
 
@@ -62,3 +66,13 @@ def test_what_is_no_worker(text: str) -> None:
     with pytest.raises(UsageError, match="cannot read the worker"):
         worker_of(text, TORCHRUN)
     assert worker_of("1/2", TORCHRUN) == (1, 2)
+
+
+def test_a_dump_of_two_ranks(dump: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        units = kdstore.open(dump(unit="auto")).commits.units.tolist()
+        assert (0 in units) is (rank == 0)
+        assert 1 in units
+    assert kdstore.open(dump()).is_complete
