@@ -118,7 +118,8 @@ def dump(**options: Any) -> None:
     report, quiet = RunReport(), options["quiet"]
     if pending and not options["plan_only"]:
         planned = [store.plan.unit(unit) for unit in pending]
-        report = run_units(writer, scoring.load_teacher(), scoring.source, planned, quiet=quiet)
+        teacher, source = scoring.load_teacher(), scoring.source
+        report = run_units(writer, teacher, source, planned, quiet=quiet, stop_on_signals=True)
     writer.seal()
     _report(writer, report, as_json=options["as_json"], quiet=quiet)
 

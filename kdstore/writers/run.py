@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from kdstore.errors import StoppedError
 from kdstore.progress import Progress
@@ -11,7 +12,7 @@ from kdstore.teacher import Teacher
 from kdstore.writers.dump import DumpSource
 from kdstore.writers.pipeline import STAGES, Pipeline, RunReport
 from kdstore.writers.plan import PlannedUnit
-from kdstore.writers.stopping import stopping_on_signals
+from kdstore.writers.stopping import Stopping, stopping_on_signals
 from kdstore.writers.units import UnitWriter
 
 
@@ -23,15 +24,19 @@ def run_units(
     *,
     label: str = "dump",
     quiet: bool = False,
+    stop_on_signals: bool = False,
 ) -> RunReport:
     """Score and commit the planned units; the source is read once, the teacher asked from here.
 
-    ``label`` is that of the progress. Raises InputError if the source no longer gives what was
-    planned, TeacherError if the teacher leaves a sample unanswered, StoppedError if a signal came
-    before the last unit was begun, and whatever a stage raises.
+    ``label`` is that of the progress. With ``stop_on_signals`` the first SIGTERM or SIGINT lets it
+    finish the units in work: StoppedError, if any are left. Raises InputError if the source no
+    longer gives what was planned, TeacherError if the teacher leaves a sample unanswered, and
+    whatever a stage raises.
     """
     start_s = time.monotonic()
-    with stopping_on_signals(quiet=quiet) as stopping:
+    with (
+        stopping_on_signals(quiet=quiet) if stop_on_signals else nullcontext(Stopping()) as stopping
+    ):
         pipeline = Pipeline(writer, teacher, source, stopping=stopping)
         report = pipeline.report
         with Progress(

@@ -7,7 +7,7 @@ was killed and run again gives the store that an undisturbed one does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,17 +60,22 @@ def score_unit(
     started_s = time.monotonic()
     codec = writer.shards.codecs[MAIN_SIGNAL]
     lengths = dict(unit.ids_and_lengths)
-    scores: dict[str, Score] = {}
-    for score in teacher.score(
+    answers = teacher.score(
         samples,
         parse_selection(codec.selection),
         scalars=codec.scalars,
         seed=int(writer.header.identity["seed"]),
         draw=writer.shards.draw,
         audit_fraction=writer.header.audit_fraction,
-    ):
-        scores[score.sample_id] = score
-        on_tokens(lengths.pop(score.sample_id, 0))
+    )
+    scores: dict[str, Score] = {}
+    try:
+        for score in answers:
+            scores[score.sample_id] = score
+            on_tokens(lengths.pop(score.sample_id, 0))
+    finally:
+        if isinstance(answers, Generator):  # an engine drops what is in flight now, not when
+            answers.close()  # the error that ends it is forgotten
     on_tokens(sum(lengths.values()))  # of samples without scored positions
     provenance = {
         "kdstore": kdstore.__version__,

@@ -41,9 +41,11 @@ class Work:
     on_read: Hook = nothing
     on_score: Hook = nothing
     on_commit: Hook = nothing
+    stop_on_signals: bool = True
     read: list[int] = field(default_factory=list)
     scored: list[int] = field(default_factory=list)
     committed: list[int] = field(default_factory=list)
+    closed: list[int] = field(default_factory=list)  # units whose scoring has ended, as it may
     num_scores: int = 0
 
     @classmethod
@@ -74,7 +76,8 @@ class Work:
         self._hook_writer()
         inner = self.scoring.source
         source = _Source(inner.rows, inner.builder, inner.score, self)
-        return run_units(self.writer, _Teacher(self), source, self.planned, quiet=True)
+        teacher, options = _Teacher(self), {"quiet": True, "stop_on_signals": self.stop_on_signals}
+        return run_units(self.writer, teacher, source, self.planned, **options)
 
     def run_in_time(self) -> BaseException | None:
         """Do it in another thread; what it raised. Fails if it hangs or leaves threads."""
@@ -126,11 +129,14 @@ class _Teacher:
 
     def score(self, samples: Sequence[Sample], *arguments: Any, **options: Any) -> Iterator[Score]:
         unit = self.work.unit_of(samples[0].sample_id)
-        for score in self.work.teacher.score(samples, *arguments, **options):
-            self.work.on_score(unit)
-            self.work.num_scores += 1
-            yield score
-        self.work.scored.append(unit)
+        try:
+            for score in self.work.teacher.score(samples, *arguments, **options):
+                self.work.on_score(unit)
+                self.work.num_scores += 1
+                yield score
+            self.work.scored.append(unit)
+        finally:
+            self.work.closed.append(unit)
 
 
 def stage_threads() -> list[threading.Thread]:

@@ -160,8 +160,10 @@ def test_scoring_ends_at_the_next_score(work: MakeWork) -> None:
     ended: list[int] = []
     one.on_score = on_score
     one.on_commit = lambda unit: 1 / 0  # type: ignore[assignment]
-    assert isinstance(one.run_in_time(), ZeroDivisionError)
+    error = one.run_in_time()  # while it is kept, so are the frames that it went through
+    assert isinstance(error, ZeroDivisionError)
     assert one.num_scores == ended[0] + 1
+    assert one.closed == [0, 1]
 
 
 def test_a_run_tells_its_stages(work: MakeWork) -> None:
@@ -238,6 +240,15 @@ def test_the_same_signal_again_stops_at_once(work: MakeWork) -> None:
     with pytest.raises(KeyboardInterrupt):
         one.run()
     assert (one.committed, stage_threads()) == ([], [])
+
+
+def test_signals_are_left_alone_unless_asked_for(work: MakeWork) -> None:
+    """A training run that records must not lose one."""
+    one = work()
+    one.stop_on_signals, seen = False, []
+    one.on_score = lambda unit: seen.append(signal.getsignal(signal.SIGTERM))
+    one.run()
+    assert set(seen) == {signal.getsignal(signal.SIGTERM)}
 
 
 def test_a_launcher_may_pass_on_what_the_terminal_has_sent(
