@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from kdstore.teachers.openai_options import ServerOptions
     from kdstore.teachers.scoring import ScoringOptions
     from kdstore.writers.overlay import OverlayWriter
+    from kdstore.writers.pipeline import RunReport
     from kdstore.writers.units import UnitWriter
 
 ENGINE_OPTIONS = (
@@ -103,7 +105,12 @@ ENGINE_OPTIONS = (
     type=click.IntRange(min=1),
     help="Tokens of a unit: one shard, one commit. Default: 4 Mi, fewer for large selections.",
 )
-@click.option("--unit", "worker", default="0/1", help="i/N: only units i, i+N, i+2N, …")
+@click.option(
+    "--unit",
+    "worker",
+    default="0/1",
+    help="i/N: only units i, i+N, i+2N, …; auto: i and N from Slurm or torchrun.",
+)
 @click.option("--device", help="Default: cuda where there is one, else cpu.")
 @click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16, float16.")
 @click.option("--tensor-parallel-size", type=click.IntRange(min=1), help="Of vLLM's engine.")
@@ -121,9 +128,11 @@ ENGINE_OPTIONS = (
 def dump(**options: Any) -> None:
     """Score a data set with a teacher and store the signals. Run it again to resume."""
     from kdstore.teachers.scoring import Scoring
+    from kdstore.writers.pipeline import RunReport
     from kdstore.writers.run import run_units
+    from kdstore.writers.worker import worker_of
 
-    worker, num_workers = parse_worker(options["worker"])
+    worker, num_workers = worker_of(options["worker"], os.environ)
     folder = Folder(options["out"])
     _check_overlay_options(options)
     if options["overlay"] is not None:
@@ -132,19 +141,13 @@ def dump(**options: Any) -> None:
     store = scoring.open_store(folder, quiet=options["quiet"])
     writer = store if options["overlay"] is None else _open_overlay(options)
     pending = writer.pending_units(worker=worker, num_workers=num_workers)
+    report, quiet = RunReport(), options["quiet"]
     if pending and not options["plan_only"]:
         planned = [store.plan.unit(unit) for unit in pending]
-        run_units(writer, scoring.load_teacher(), scoring.source, planned, quiet=options["quiet"])
+        teacher, source = scoring.load_teacher(), scoring.source
+        report = run_units(writer, teacher, source, planned, quiet=quiet, stop_on_signals=True)
     writer.seal()
-    _report(writer, as_json=options["as_json"], quiet=options["quiet"])
-
-
-def parse_worker(text: str) -> tuple[int, int]:
-    """The pair (i, N) in ``i/N``; UsageError unless 0 <= i < N."""
-    index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise UsageError("cannot read the worker", where="--unit", expected="i/N, i < N", got=text)
-    return int(index), int(count)
+    _report(writer, report, as_json=options["as_json"], quiet=quiet)
 
 
 def parse_options(text: str, option: str) -> dict[str, Any]:
@@ -243,7 +246,7 @@ def _open_overlay(options: dict[str, Any]) -> OverlayWriter:
     )
 
 
-def _report(writer: UnitWriter, *, as_json: bool, quiet: bool) -> None:
+def _report(writer: UnitWriter, run: RunReport, *, as_json: bool, quiet: bool) -> None:
     shards = [commit.shard for commit in writer.commits.values()]
     scored = sum(shard.scored for shard in shards)
     size = sum(shard.bytes for shard in shards)
@@ -256,6 +259,7 @@ def _report(writer: UnitWriter, *, as_json: bool, quiet: bool) -> None:
         "scored": scored,
         "bytes": size,
         "bytes_per_position": size / max(scored, 1),
+        **run.to_dict(),
         **writer.header.plan.get("input", {}),
     }
     if as_json:

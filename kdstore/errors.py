@@ -38,6 +38,10 @@ class TeacherError(KDStoreError, ValueError):
     """A teacher that cannot be loaded or gives what cannot be stored."""
 
 
+class StoppedError(KDStoreError, RuntimeError):
+    """Work that was asked to stop, and did where it can go on."""
+
+
 class TrainingError(KDStoreError, ArithmeticError):
     """A training run whose result is of no use."""
 

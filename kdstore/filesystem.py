@@ -151,6 +151,13 @@ class Folder:
         with self._writing(path, "cannot remove"), suppress(FileNotFoundError):
             self._fs.rm_file(self._at(path))
 
+    def remove_folder(self, path: str) -> None:
+        """Remove a folder of a local disk if it is empty; elsewhere an empty one does not exist."""
+        root = self.local_root
+        if root is not None:
+            with suppress(OSError):
+                (root / path).rmdir()
+
     def create(self, path: str, data: bytes) -> bool:
         """Write a new file whole. False, and nothing changed, if there is one already.
 

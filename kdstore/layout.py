@@ -11,6 +11,7 @@ TOKENIZER = "tokenizer"
 DATA = "data"
 COMMITS = "commits"
 OVERLAYS = "overlays"
+RUNNING = "running"
 OVERLAY_HEADER = "overlay.json"  # in the overlay's own folder
 MAIN_SIGNAL = "main"
 AUDIT_SIGNAL = "audit"
@@ -19,6 +20,7 @@ ROW_HASH = "row_hash"
 SHARD_PATTERN = r"data/part-[0-9]{6,18}-[0-9a-f]{8}\.parquet"
 _SHARD = re.compile(SHARD_PATTERN)
 _PARTIAL = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{8}\.partial", re.DOTALL)
+_RECORD = re.compile(r"running/[0-9]{6,18}\.json")
 _COMMIT = re.compile(r"([0-9]{6,18})\.json")
 _MANIFEST = re.compile(r"manifest-([0-9]{6,18})\.parquet")
 _OVERLAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -44,8 +46,18 @@ def commit_path(unit: int) -> str:
     return f"{COMMITS}/{unit:06d}.json"
 
 
+def running_path(unit: int) -> str:
+    """Path of the record that a unit is in work, or failed."""
+    return f"{RUNNING}/{unit:06d}.json"
+
+
+def is_running_path(path: str) -> bool:
+    """Whether a path is that of such a record."""
+    return _RECORD.fullmatch(path) is not None
+
+
 def unit_of_commit(name: str) -> int | None:
-    """The unit whose commit has this file name; None for any other file."""
+    """The unit whose commit, or running record, has this file name; None for any other file."""
     match = _COMMIT.fullmatch(name)
     return int(match[1]) if match and commit_path(int(match[1])).endswith(f"/{name}") else None
 

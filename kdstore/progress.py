@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -15,16 +16,24 @@ LINE_INTERVAL_S = 10.0
 class Progress:
     """A bar on a terminal, a plain line now and then elsewhere, nothing if quiet.
 
-    ``total``: where it ends, of which ``done`` is behind us.
+    ``total``: where it ends, of which ``done`` is behind us. ``extra`` is asked for more to say
+    whenever something is drawn.
     """
 
     def __init__(
-        self, label: str, *, total: int | None, unit: str, done: int = 0, quiet: bool = False
+        self,
+        label: str,
+        *,
+        total: int | None,
+        unit: str,
+        done: int = 0,
+        quiet: bool = False,
+        extra: Callable[[], str] | None = None,
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done = self._before = done
         self._terminal = sys.stderr.isatty()
-        self._quiet = quiet
+        self._quiet, self._extra = quiet, extra
         self._last_line_s = self._start_s = time.monotonic()
         self._bar = tqdm(
             total=total,
@@ -51,7 +60,8 @@ class Progress:
     def advance(self, amount: int) -> None:
         """Count work that is finished."""
         self.done += amount
-        self._bar.update(amount)
+        if self._bar.update(amount) and self._extra is not None:
+            self._bar.set_postfix_str(self._extra(), refresh=False)
         if self._draws_lines and time.monotonic() - self._last_line_s > LINE_INTERVAL_S:
             self._line("")
 
@@ -77,4 +87,6 @@ class Progress:
         text = f"{self.label}: {self.done}{total} {self.unit}, {shown} {self.unit}/s"
         if self.total is not None and self._before < self.done < self.total:
             text += f", {tqdm.format_interval((self.total - self.done) / rate)} left"
+        if self._extra is not None:
+            text += f", {self._extra()}"
         print(f"{text} {end}".rstrip(), file=sys.stderr, flush=True)

@@ -99,6 +99,13 @@ class SparseSignal:
         return len(self.ids_N)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        arrays = (self.indptr, self.ids_N, self.logprobs_N, self.rest_S, self.counts_N, self.tail_N)
+        found = [array for array in (*arrays, *self.scalars.values()) if array is not None]
+        return sum(array.nbytes for array in found)
+
+    @property
     def entries_S(self) -> NDArray[np.int64]:
         """int64 [S]: number of entries of each position."""
         return np.diff(self.indptr)

@@ -46,3 +46,22 @@ def test_quiet_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
             progress.advance(1)
             progress.note("loss 8")
         assert stream.getvalue() == ""
+
+
+def test_more_is_said_on_lines_and_behind_the_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    options = {"total": 2, "unit": "units", "extra": lambda: f"score {asked.append(1) or 97}%"}
+    with Progress("dump", **options) as progress:  # type: ignore[arg-type]
+        progress.advance(2)
+    assert re.fullmatch(
+        r"dump: 2/2 units, [\d,]+ units/s, score 97% done\n", capsys.readouterr().err
+    )
+    assert len(asked) == 1
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    with Progress("dump", **options) as progress:  # type: ignore[arg-type]
+        progress._bar.mininterval = 0
+        progress.advance(1)
+        progress.advance(1)
+    assert "score 97%" in terminal.getvalue()

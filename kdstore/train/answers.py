@@ -26,7 +26,8 @@ from kdstore.teachers.scoring import Scoring
 from kdstore.train.tokenfile import TokenFile
 from kdstore.writers.dump import DumpSource
 from kdstore.writers.plan import Plan
-from kdstore.writers.run import run_units, with_signal
+from kdstore.writers.run import run_units
+from kdstore.writers.scored import with_signal
 
 Place = tuple[int, int, int]  # unit, row of all samples, draw
 

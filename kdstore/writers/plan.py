@@ -7,22 +7,27 @@ the id order is made of.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from kdstore.codecs.counting import OrderBuilder
 from kdstore.codecs.order import IdOrder
 from kdstore.errors import HeaderError, InputError
-from kdstore.hashing import canonical_json, sha256_hex
+from kdstore.hashing import canonical_json, sample_hash
 from kdstore.parquet import read_table
 from kdstore.sample import Sample
 
+CHUNK_SAMPLES = 1 << 17
 _SCHEMA = pa.schema(
     [
         ("unit", pa.int32()),
@@ -34,20 +39,33 @@ _SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlannedUnit:
-    """The samples of one unit: ids, token counts and the half-open range of source rows."""
+    """The samples of one unit: the rows of the plan that are its own, not copied."""
 
     unit: int
-    sample_ids: list[str]
-    num_tokens: list[int]
-    first_row: int
-    last_row: int
+    rows: pa.Table
 
     @property
     def ids_and_lengths(self) -> list[tuple[str, int]]:
         """(sample id, tokens) of each sample, in order."""
-        return list(zip(self.sample_ids, self.num_tokens, strict=True))
+        columns = (self.rows[name].to_pylist() for name in ("sample_id", "num_tokens"))
+        return list(zip(*columns, strict=True))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all samples."""
+        return int(pc.sum(self.rows["num_tokens"]).as_py())
+
+    @cached_property
+    def first_row(self) -> int:
+        """The first source row."""
+        return int(self.rows["source_row"][0].as_py())
+
+    @cached_property
+    def last_row(self) -> int:
+        """The source row after the last one."""
+        return int(self.rows["source_row"][-1].as_py()) + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,23 +85,24 @@ class Plan:
 
     def digest(self) -> str:
         """SHA-256 over the plan's content, whatever file it came in."""
-        numbers = [self.table[n].to_numpy() for n in self.table.column_names if n != "sample_id"]
-        ids = canonical_json(self.table["sample_id"].to_pylist())
-        return sha256_hex(b"".join([*(n.astype("<i8").tobytes() for n in numbers), ids]))
+        digest = hashlib.sha256()
+        for name in self.table.column_names:
+            if name != "sample_id":
+                digest.update(self.table[name].to_numpy().astype("<i8").tobytes())
+        for start in range(0, max(1, len(self.table)), CHUNK_SAMPLES):
+            ids = self.table["sample_id"].slice(start, CHUNK_SAMPLES).to_pylist()
+            digest.update((b"," if start else b"[") + canonical_json(ids)[1:-1])
+        digest.update(b"]")
+        return digest.hexdigest()
 
     def unit(self, unit: int) -> PlannedUnit:
         """What one unit is made of."""
-        units = self.table["unit"].to_numpy()
-        low, high = np.searchsorted(units, [unit, unit + 1])
-        rows = self.table.slice(low, high - low)
-        source_rows = rows["source_row"].to_numpy()
-        return PlannedUnit(
-            unit,
-            rows["sample_id"].to_pylist(),
-            rows["num_tokens"].to_pylist(),
-            int(source_rows[0]),
-            int(source_rows[-1]) + 1,
-        )
+        low, high = np.searchsorted(self._units, [unit, unit + 1])
+        return PlannedUnit(unit, self.table.slice(low, high - low))
+
+    @cached_property
+    def _units(self) -> NDArray[np.int32]:
+        return np.asarray(self.table["unit"].to_numpy())
 
     def to_bytes(self) -> bytes:
         """The plan as a Parquet file."""
@@ -135,37 +154,75 @@ def make_plan(
     Raises InputError if there is no sample, if two samples share an id, or if a token id lies
     outside the teacher's logits.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+    planned = _Rows(where)
     order = OrderBuilder(vocab_size)
-    seen: dict[str, int] = {}
     unit, tokens_in_unit = 0, 0
     for source_row, samples in rows:
         if tokens_in_unit >= unit_tokens and samples:
             unit, tokens_in_unit = unit + 1, 0
         for sample in samples:
-            _check_new(sample, source_row, seen, where)
             _check_ids(sample, vocab_size, f"{where}, row {source_row}")
             order.add(sample.input_ids_T)
-            values = (unit, source_row, sample.sample_id, sample.num_tokens, sample.num_scored)
-            for name, value in zip(_SCHEMA.names, values, strict=True):
-                columns[name].append(value)
+            planned.add((unit, source_row, sample.sample_id, sample.num_tokens, sample.num_scored))
             tokens_in_unit += sample.num_tokens
         on_row(1)
-    if not seen:
+    table = planned.table()
+    if not len(table):
         raise InputError("no samples to dump", where=where, expected="at least one row", got=0)
-    return Plan(pa.table(columns, schema=_SCHEMA)), order.build()
+    return Plan(table), order.build()
 
 
-def _check_new(sample: Sample, row: int, seen: dict[str, int], where: str) -> None:
-    if sample.sample_id in seen:
-        raise InputError(
-            f"two samples have the id {sample.sample_id!r}",
-            where=where,
-            expected="unique ids",
-            got=f"rows {seen[sample.sample_id]} and {row}",
-            todo="make the field 'id' unique, or remove it to have rows numbered",
-        )
-    seen[sample.sample_id] = row
+class _Rows:
+    """The rows of a plan, gathered in chunks: as Python objects they would take ten times as much.
+
+    InputError, at the latest at the chunk's end, if two of them have one sample id.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._waiting: list[tuple[Any, ...]] = []
+        self._chunks: list[pa.Table] = []
+        self._hashes: NDArray[np.uint64] = np.zeros(0, np.uint64)
+
+    def add(self, values: tuple[Any, ...]) -> None:
+        """One more row: the values of all columns."""
+        self._waiting.append(values)
+        if len(self._waiting) == CHUNK_SAMPLES:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        """All rows."""
+        self._flush()
+        return pa.concat_tables(self._chunks).combine_chunks()
+
+    def _flush(self) -> None:
+        columns = list(zip(*self._waiting, strict=True)) or [() for _ in _SCHEMA]
+        self._chunks.append(pa.table(dict(zip(_SCHEMA.names, columns, strict=True)), _SCHEMA))
+        self._waiting = []
+        ids = columns[_SCHEMA.get_field_index("sample_id")]
+        hashes = np.concatenate([self._hashes, np.array(list(map(sample_hash, ids)), np.uint64)])
+        hashes.sort(kind="stable")
+        twice = hashes[1:][hashes[1:] == hashes[:-1]]
+        if len(twice):
+            self._check_new(set(twice.tolist()))
+        self._hashes = hashes
+
+    def _check_new(self, twice: set[int]) -> None:
+        """InputError unless samples of these hashes have different ids after all."""
+        seen: dict[str, int] = {}
+        for chunk in self._chunks:
+            columns = (chunk[name].to_pylist() for name in ("sample_id", "source_row"))
+            for sample_id, row in zip(*columns, strict=True):
+                if sample_hash(sample_id) in twice:
+                    if sample_id in seen:
+                        raise InputError(
+                            f"two samples have the id {sample_id!r}",
+                            where=self._where,
+                            expected="unique ids",
+                            got=f"rows {seen[sample_id]} and {row}",
+                            todo="make the field 'id' unique, or remove it to have rows numbered",
+                        )
+                    seen[sample_id] = row
 
 
 def _check_ids(sample: Sample, vocab_size: int, where: str) -> None:

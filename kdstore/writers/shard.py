@@ -141,7 +141,7 @@ def row_groups(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
     size = 0
     for sample in samples:
         group.append(sample)
-        size += 4 * sample.num_tokens + _signal_bytes(sample) + _text_chars(sample)
+        size += 4 * sample.num_tokens + _signal_bytes(sample) + text_chars(sample)
         size += _signal_bytes(sample.audit) if sample.audit else 0
         if size >= ROW_GROUP_BYTES:
             yield group
@@ -154,7 +154,8 @@ def _signal_bytes(sample: Sample) -> int:
     return 8 * sample.num_scored + 3 * (sample.signal.num_entries if sample.signal else 0)
 
 
-def _text_chars(sample: Sample) -> int:
+def text_chars(sample: Sample) -> int:
+    """Characters of what is kept of a sample beside its tokens, as JSON."""
     texts = (sample.messages, sample.metadata)
     return len(sample.text or "") + sum(len(json.dumps(text)) for text in texts if text)
 

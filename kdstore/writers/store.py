@@ -19,13 +19,14 @@ from kdstore.layout import (
     ID_ORDER,
     MAIN_SIGNAL,
     PLAN,
+    RUNNING,
     TOKENIZER,
 )
 from kdstore.writers.plan import Plan
 from kdstore.writers.shard import ShardWriter
 from kdstore.writers.units import UnitWriter
 
-_OURS = {HEADER, DATA, COMMITS, ID_ORDER, PLAN, TOKENIZER}
+_OURS = {HEADER, DATA, COMMITS, ID_ORDER, PLAN, RUNNING, TOKENIZER}
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,6 +17,7 @@ from kdstore.layout import commit_path, manifest_path, shard_path
 from kdstore.manifest import manifest_bytes
 from kdstore.sample import Sample
 from kdstore.writers.shard import ShardWriter, row_groups
+from kdstore.writers.trace import remove_traces
 
 COMMITS_PER_MANIFEST = 1000
 
@@ -43,11 +45,13 @@ class UnitWriter:
         """Write a unit's shard under a name of its own, then the commit that makes it exist.
 
         Where another worker committed the unit first, its shard stays and ours is removed: any
-        complete attempt of a unit is as good as another.
+        complete attempt of a unit is as good as another. ``write_seconds`` join the provenance.
         """
+        started_s = time.monotonic()
         path = shard_path(unit, secrets.token_hex(4))
         with self.folder.writing(path) as target:
             record = self.shards.write(target, self.row_groups(unit, samples), path=path)
+        provenance = {**provenance, "write_seconds": round(time.monotonic() - started_s, 3)}
         commit = Commit(unit, record, self.header.config_digest, statistics, provenance)
         if not self.folder.create(commit_path(unit), commit.to_bytes()):
             name = commit_path(unit)
@@ -68,6 +72,8 @@ class UnitWriter:
         """Write the manifest of all units if every one is committed; whether that is so."""
         self.commits = self._load()
         complete = len(self.commits) == self.header.num_units
+        if complete:
+            remove_traces(self.folder)
         if complete and not self.folder.exists(manifest_path(len(self.commits))):
             self._write_manifest()
         return complete

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,7 +179,12 @@ def test_dump_summary_is_json_on_standard_output(
     assert code == 0
     assert found["complete"]
     assert found["num_split"] == 0
-    assert "tokens" in error
+    assert found["tokens_per_s"] == pytest.approx(found["tokens"] / found["seconds"], rel=0.01)
+    stages = [found[f"{stage}_seconds"] for stage in ("read", "score", "write", "wait")]
+    assert all(0 <= seconds <= found["seconds"] for seconds in stages)
+    assert stages[1] > 0
+    line = error.splitlines()[-1]
+    assert re.search(r"tokens/s, [\d.]+ bytes/token, read \d+%, score \d+%, write \d+%, wait", line)
 
 
 def test_quiet_says_nothing(

@@ -54,7 +54,8 @@ class TapAnswers:
         self.runner: str = runners[-1]
         self.tally = Tally()
 
-    def params(self, asked: Asked, rule: TapRule) -> Any:
+    @staticmethod
+    def params(asked: Asked, rule: TapRule) -> Any:
         """Nothing of vLLM's own log-probabilities; a cached prefix is used if nobody scores it."""
         from vllm import SamplingParams
 
