@@ -1,4 +1,4 @@
-"""What a process of a kill test runs: a command line that dumps."""
+"""What a process of a kill test runs: a dump with some arguments."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from kdstore_cli.main import main
 def dump(arguments: list[str]) -> None:
     """Run it on one thread, and leave with its exit code."""
     torch.set_num_threads(1)
-    main(arguments)
+    main(["dump", *arguments])

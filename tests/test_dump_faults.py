@@ -6,6 +6,7 @@ import json
 import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import kdstore
-from tests.test_kill import commits_in, dump_command
+from tests.test_kill import commits_in, dump_arguments
 from tests.writers.test_dump import assert_same_store
 
 Run = Callable[..., tuple[int, str, str]]
@@ -22,7 +23,7 @@ SHARD_BYTES = 8_000  # less than a shard has, more than any other file of a unit
 
 
 def start(out: Path, *options: str) -> subprocess.Popen[str]:
-    command = [part for part in dump_command(out, *options) if part != "--quiet"]
+    command = [sys.executable, "-m", "kdstore_cli.main", "dump", *dump_arguments(out, *options)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 

@@ -21,16 +21,20 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny"
 Dumping = Callable[..., Any]
 
 
+def dump_arguments(out: Path, *options: str) -> list[str]:
+    return [
+        *("--teacher", str(EXAMPLE / "teacher")),
+        *("--data", str(EXAMPLE / "text/student.jsonl"), "--out", str(out)),
+        *("--unit-tokens", "500", "--max-length", "256", *options),
+    ]
+
+
 @pytest.fixture(scope="module")
 def start(processes: Any) -> Dumping:
     """Starts a process that dumps the example to a folder."""
 
     def start(out: Path, *options: str) -> Any:
-        arguments = [
-            *("dump", "--quiet", "--teacher", str(EXAMPLE / "teacher")),
-            *("--data", str(EXAMPLE / "text/student.jsonl"), "--out", str(out)),
-            *("--unit-tokens", "500", "--max-length", "256", *options),
-        ]
+        arguments = ["--quiet", *dump_arguments(out, *options)]
         process = processes.Process(target=dump_worker.dump, args=(arguments,))
         process.start()
         return process

@@ -46,7 +46,7 @@ def make(recipe: Recipe, folder: Path) -> Arrays:
     samples = scored(recipe, plain, draw=0)
     by_id = {sample.sample_id: sample for sample in samples}
     for unit in writer.pending_units():
-        rows = [by_id[name] for name in plan.unit(unit).sample_ids]
+        rows = [by_id[name] for name, _ in plan.unit(unit).ids_and_lengths]
         writer.commit(unit, rows, statistics={}, provenance={"made_by": "tests/golden/make.py"})
     if recipe.sealed:
         writer.seal()

@@ -51,7 +51,7 @@ def write_store(folder: Path, *, count: int = 40, seed: int = 0) -> Store:
     )
     by_id = {sample.sample_id: sample for sample in samples}
     for unit in writer.pending_units():
-        rows = [by_id[name] for name in plan.unit(unit).sample_ids]
+        rows = [by_id[name] for name, _ in plan.unit(unit).ids_and_lengths]
         writer.commit(unit, rows, statistics={}, provenance={})
     writer.seal()
     return kdstore.open(folder)

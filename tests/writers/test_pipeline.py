@@ -153,13 +153,18 @@ def test_scoring_ends_at_the_next_score(work: MakeWork) -> None:
     one = work()
 
     def on_score(unit: int) -> None:
-        if unit == 1:
+        if unit == 1 and not ended:
+            scoring.set()
             join_stage("commit")  # it has failed
             ended.append(one.num_scores)
 
+    def on_commit(unit: int) -> None:
+        scoring.wait(WAIT_S)
+        raise ZeroDivisionError("on purpose")
+
     ended: list[int] = []
-    one.on_score = on_score
-    one.on_commit = lambda unit: 1 / 0  # type: ignore[assignment]
+    scoring = threading.Event()
+    one.on_score, one.on_commit = on_score, on_commit
     error = one.run_in_time()  # while it is kept, so are the frames that it went through
     assert isinstance(error, ZeroDivisionError)
     assert one.num_scores == ended[0] + 1
