@@ -28,7 +28,7 @@ from kdstore.inputs import InputConfig, SampleBuilder, open_source
 from kdstore.sample import Sample
 from kdstore.select import Selection, parse_selection, select
 from kdstore.signal import SparseSignal
-from kdstore.teacher import Score
+from kdstore.teacher import Score, Teacher
 from kdstore.teachers.hf_load import describe_checkpoint
 from kdstore.writers.dump import DumpConfig, DumpSource, open_dump
 from kdstore.writers.overlay import OverlayWriter
@@ -92,7 +92,7 @@ def cut_logits(teacher: Path, windows: Sequence[Text], vocab_size: int) -> Tenso
     return logits_WSV
 
 
-class CutTeacher:
+class CutTeacher(Teacher):
     """A teacher whose logits were computed before; it selects as every teacher does."""
 
     def __init__(self, windows: Sequence[Text], logits_WSV: Tensor) -> None:

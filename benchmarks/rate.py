@@ -36,7 +36,7 @@ from kdstore.readers.stats import store_stats
 from kdstore.sample import Sample
 from kdstore.select import DEFAULT_SCALARS, Selection
 from kdstore.signal import SparseSignal
-from kdstore.teacher import Score
+from kdstore.teacher import Score, Teacher
 from kdstore.teachers.hf_load import describe_checkpoint, load_tokenizer
 from kdstore.writers.dump import DumpConfig, DumpSource, open_dump
 from kdstore.writers.run import run_units
@@ -46,7 +46,7 @@ SQUARES = "sum of squares per position"
 BYTES = "bytes per position"
 
 
-class Replay:
+class Replay(Teacher):
     """A teacher that answers with signals that are there already."""
 
     def __init__(self, scored: Scored, name: str) -> None:

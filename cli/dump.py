@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import closing
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -144,8 +145,10 @@ def dump(**options: Any) -> None:
     report, quiet = RunReport(), options["quiet"]
     if pending and not options["plan_only"]:
         planned = [store.plan.unit(unit) for unit in pending]
-        teacher, source = scoring.load_teacher(), scoring.source
-        report = run_units(writer, teacher, source, planned, quiet=quiet, stop_on_signals=True)
+        with closing(scoring.load_teacher()) as teacher:
+            report = run_units(
+                writer, teacher, scoring.source, planned, quiet=quiet, stop_on_signals=True
+            )
     writer.seal()
     _report(writer, report, as_json=options["as_json"], quiet=quiet)
 

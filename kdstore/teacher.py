@@ -53,6 +53,10 @@ class Teacher(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Free what it holds outside this process's memory; it is not asked again."""
+        return
+
     def provenance(self) -> dict[str, Any]:
         """What a commit records: device, versions, mass lost to padding since the last call."""
         ...

@@ -73,6 +73,9 @@ class HFTeacher:
             ):
                 yield Score(sample.sample_id, signal[start:end], audit[first:last])
 
+    def close(self) -> None:
+        """Nothing: the model is this process's."""
+
     def provenance(self) -> dict[str, Any]:
         """Device, versions and the mean probability of vocabulary padding since the last call."""
         import transformers

@@ -82,6 +82,9 @@ class OpenAITeacher:
                 signal = self._signal(answer, selection.spec, names)
                 yield Score(sample.sample_id, signal, no_audit)
 
+    def close(self) -> None:
+        """Nothing: connections are closed when scoring ends."""
+
     def provenance(self) -> dict[str, Any]:
         """The server, and the mean probability of entries of padding since the last call."""
         stats, self.stats = self.stats, SelectionStats()

@@ -75,8 +75,10 @@ class LazyTeacher:
 
     def release(self) -> bool:
         """Free its memory; whether there was any to free."""
-        was_loaded, self._model = self._model is not None, None
-        return was_loaded
+        model, self._model = self._model, None
+        if model is not None:
+            model.close()
+        return model is not None
 
 
 class Fresh:

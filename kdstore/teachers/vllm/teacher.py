@@ -20,6 +20,7 @@ from kdstore.teachers.vllm.answers import MIN_SHARED_PREFIX, Answers, Asked
 from kdstore.teachers.vllm.request import TapRule
 
 FETCH_POSITIONS = 1 << 14  # answers fetched at once: a few MB, and one pause of the engine
+SHUTDOWN_S = 30.0  # then its processes are killed
 REQUESTS_PER_SLOT = 2  # requests given to the engine for each that it runs at once
 
 
@@ -84,7 +85,7 @@ class VLLMTeacher:
 
     def close(self) -> None:
         """End the engine's processes."""
-        self._engine.engine_core.shutdown()
+        self._engine.engine_core.shutdown(timeout=SHUTDOWN_S)
 
     def _answered(
         self, waiting: Iterator[Asked], flying: dict[str, Asked], rule: TapRule
