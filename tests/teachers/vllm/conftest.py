@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 
 from kdstore.sample import Sample
+from kdstore.teacher import Teacher
 from kdstore.teachers.backends import open_backend
 from kdstore.teachers.scoring import ScoringOptions
 from kdstore.teachers.vllm.teacher import VLLMTeacher
 
 NUM_IDS = 320
 MAX_LENGTH = 256
+ENGINE = {"max_num_seqs": 64, "num_gpu_blocks_override": 40, "max_logprobs": 64}
 
 
 def some_samples() -> list[Sample]:
@@ -43,7 +46,7 @@ def teacher_options(vllm_teacher_dir: Path) -> Callable[..., ScoringOptions]:
             "data": "not read",
             "batch_tokens": 256,
             "backend": "vllm",
-            "vllm": {"max_num_seqs": 64, "num_gpu_blocks_override": 40, "max_logprobs": 64},
+            "vllm": ENGINE,
         }
         return ScoringOptions(**(settings | changes))
 
@@ -51,12 +54,26 @@ def teacher_options(vllm_teacher_dir: Path) -> Callable[..., ScoringOptions]:
 
 
 @pytest.fixture(scope="session")
-def vllm_teacher(teacher_options: Callable[..., ScoringOptions]) -> Iterator[VLLMTeacher]:
-    """The teacher of an engine with chunked prefill and prefix caching."""
+def hf_teacher(teacher_options: Callable[..., ScoringOptions]) -> Teacher:
+    """The same model, by transformers."""
+    return open_backend(teacher_options(backend="hf", vllm={})).load(num_ids=NUM_IDS)
+
+
+@contextmanager
+def running(options: ScoringOptions) -> Iterator[VLLMTeacher]:
+    """The teacher of an engine, for as long as it is needed; threads are not bound to cores."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         patch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
-        teacher = open_backend(teacher_options()).load(num_ids=NUM_IDS)
+        teacher = open_backend(options).load(num_ids=NUM_IDS)
     assert isinstance(teacher, VLLMTeacher)
     yield teacher
     teacher.close()
+
+
+@pytest.fixture(scope="session")
+def vllm_teacher(teacher_options: Callable[..., ScoringOptions]) -> Iterator[VLLMTeacher]:
+    """The teacher of an engine with chunked prefill and prefix caching."""
+    with running(teacher_options()) as teacher:
+        yield teacher

@@ -8,32 +8,14 @@ import pytest
 from kdstore.errors import TeacherError
 from kdstore.sample import Sample
 from kdstore.select import parse_selection
-from kdstore.signal import SparseSignal
-from kdstore.teacher import Score
 from kdstore.teachers.backends import open_backend
 from kdstore.teachers.vllm import answers as answers_module
 from kdstore.teachers.vllm.answers import LogprobAnswers
 from kdstore.teachers.vllm.teacher import VLLMTeacher
 from tests.teachers.vllm.conftest import MAX_LENGTH, NUM_IDS, some_samples
-from tests.teachers.vllm.helpers import IGNORED_WARNINGS, same_ids
+from tests.teachers.vllm.helpers import IGNORED_WARNINGS, assert_agree, joined, same_ids, scores
 
 pytestmark = IGNORED_WARNINGS
-
-
-@pytest.fixture(scope="module")
-def hf_teacher(teacher_options):
-    return open_backend(teacher_options(backend="hf", vllm={})).load(num_ids=NUM_IDS)
-
-
-def scores(teacher, samples, selection, **options) -> dict[str, Score]:
-    found = list(teacher.score(samples, parse_selection(selection), seed=3, **options))
-    by_id = {score.sample_id: score for score in found}
-    assert len(by_id) == len(found)
-    return by_id
-
-
-def joined(scores: dict[str, Score], samples) -> SparseSignal:
-    return SparseSignal.concat([scores[s.sample_id].signal for s in samples if s.num_scored])
 
 
 @pytest.mark.parametrize(
@@ -42,19 +24,7 @@ def joined(scores: dict[str, Score], samples) -> SparseSignal:
 def test_answers_are_those_of_transformers(vllm_teacher, hf_teacher, selection, least):
     """Chunked prefill, shared prefixes, every length, 64 at once."""
     samples = some_samples()
-    ours = scores(vllm_teacher, samples, selection, audit_fraction=0.1)
-    theirs = scores(hf_teacher, samples, selection, audit_fraction=0.1)
-    assert ours.keys() == theirs.keys() == {s.sample_id for s in samples if s.num_scored}
-    found, expected = joined(ours, samples), joined(theirs, samples)
-    assert len(found) == sum(sample.num_scored for sample in samples)
-    for name in ("label_logprob", "entropy"):
-        np.testing.assert_allclose(found.scalars[name], expected.scalars[name], atol=1e-3)
-    assert np.mean(found.scalars["label_rank"] == expected.scalars["label_rank"]) >= 0.999
-    assert same_ids(found, expected) >= least
-    audits = [SparseSignal.concat([s[name].audit for name in ours]) for s in (ours, theirs)]
-    assert len(audits[0]) > 1000
-    np.testing.assert_array_equal(audits[0].ids_N, audits[1].ids_N)
-    np.testing.assert_allclose(audits[0].logprobs_N, audits[1].logprobs_N, atol=1e-3)
+    assert_agree(vllm_teacher, hf_teacher, samples, selection, least=least)
 
 
 def test_the_entries_of_topk(vllm_teacher, hf_teacher):
