@@ -18,7 +18,14 @@ from kdstore.teachers.vllm.teacher import VLLMTeacher
 
 NUM_IDS = 320
 MAX_LENGTH = 256
-ENGINE = {"max_num_seqs": 64, "num_gpu_blocks_override": 40, "max_logprobs": 64}
+ENGINE = {  # 8 samples at once in steps of 32 tokens each, and memory for 3 of the longest
+    "max_num_seqs": 64,
+    "block_size": 32,
+    "num_gpu_blocks_override": 25,
+    "long_prefill_token_threshold": 32,
+    "scheduler_reserve_full_isl": False,
+    "max_logprobs": 64,
+}
 
 
 def some_samples() -> list[Sample]:
@@ -38,7 +45,7 @@ def some_samples() -> list[Sample]:
 
 @pytest.fixture(scope="session")
 def teacher_options(vllm_teacher_dir: Path) -> Callable[..., ScoringOptions]:
-    """Options of a small engine: steps of 256 tokens, 64 samples at once, few cache blocks."""
+    """Options of a small engine, whose steps have 256 tokens."""
 
     def options(**changes: Any) -> ScoringOptions:
         settings: dict[str, Any] = {
@@ -63,17 +70,18 @@ def hf_teacher(teacher_options: Callable[..., ScoringOptions]) -> Teacher:
 def running(options: ScoringOptions) -> Iterator[VLLMTeacher]:
     """The teacher of an engine, for as long as it is needed; threads are not bound to cores."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # for ``on_ranks``, at both ends
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         patch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
         teacher = open_backend(options).load(num_ids=NUM_IDS)
-    assert isinstance(teacher, VLLMTeacher)
-    yield teacher
-    teacher.close()
+        assert isinstance(teacher, VLLMTeacher)
+        yield teacher
+        teacher.close()
 
 
 @pytest.fixture(scope="session")
 def vllm_teacher(teacher_options: Callable[..., ScoringOptions]) -> Iterator[VLLMTeacher]:
-    """The teacher of an engine with chunked prefill and prefix caching."""
+    """The teacher of an engine with chunked prefill, prefix caching and preemptions."""
     with running(teacher_options()) as teacher:
         yield teacher

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
 from kdstore.select import parse_selection
 from kdstore.signal import SparseSignal
 from kdstore.teacher import Score
+from kdstore.teachers.vllm.teacher import VLLMTeacher
 
 # Importing vLLM imports parts of torch that torch itself calls deprecated.
 IGNORED_WARNINGS = [
@@ -69,3 +73,27 @@ def assert_agree(teacher, reference, samples, selection, *, least, audit_fractio
     assert len(audits[0]) > 1000
     np.testing.assert_array_equal(audits[0].ids_N, audits[1].ids_N)
     np.testing.assert_allclose(audits[0].logprobs_N, audits[1].logprobs_N, atol=1e-3)
+
+
+def on_ranks(teacher: VLLMTeacher, function: Callable[[Any], Any]) -> list[Any]:
+    """What a function of a worker gives, on every rank of the engine."""
+    return teacher._engine.collective_rpc(function)
+
+
+def count_preemptions(teacher: VLLMTeacher) -> Callable[[], list[int]]:
+    """What gives, by rank, how many requests the engine has preempted since."""
+
+    def watch(worker):
+        execute, worker.preempted = type(worker).execute_model, 0
+
+        def counted(scheduler_output, *args, **kwargs):
+            worker.preempted += len(scheduler_output.preempted_req_ids or ())
+            return execute(worker, scheduler_output, *args, **kwargs)
+
+        worker.execute_model = counted
+
+    def preempted(worker):
+        return worker.preempted
+
+    on_ranks(teacher, watch)
+    return lambda: on_ranks(teacher, preempted)

@@ -1,8 +1,4 @@
-"""The vllm teacher on two pipeline stages of two tensor-parallel ranks each.
-
-What the ranks are told beside ``kdstore_install`` and ``kdstore_take`` are functions, which vLLM
-sends to them where ``VLLM_ALLOW_INSECURE_SERIALIZATION`` allows it.
-"""
+"""The vllm teacher on two pipeline stages of two tensor-parallel ranks each."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from kdstore.audit import AUDIT_SELECTION
 from kdstore.errors import TeacherError
 from kdstore.teachers.vllm.packing import unpack
 from tests.teachers.vllm.conftest import ENGINE, running, some_samples
-from tests.teachers.vllm.helpers import IGNORED_WARNINGS, assert_agree, scores
+from tests.teachers.vllm.helpers import IGNORED_WARNINGS, assert_agree, on_ranks, scores
 
 pytestmark = IGNORED_WARNINGS
 ANSWERING = 2  # the rank that does: the first of the last stage
@@ -26,17 +22,9 @@ def teacher(teacher_options):
     def warm_up(worker):
         worker.model_runner.profile_run()
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
-        with running(teacher_options(vllm=ENGINE | parallel)) as teacher:
-            teacher._engine.collective_rpc(warm_up)
-            yield teacher
-
-
-@pytest.fixture
-def on_ranks(teacher):
-    """Calls a function of a worker on every rank; what it gave, by rank."""
-    return lambda function: teacher._engine.collective_rpc(function)
+    with running(teacher_options(vllm=ENGINE | parallel)) as teacher:
+        on_ranks(teacher, warm_up)
+        yield teacher
 
 
 @pytest.mark.parametrize(
@@ -46,7 +34,7 @@ def test_answers_are_those_of_transformers(teacher, hf_teacher, selection, least
     assert_agree(teacher, hf_teacher, some_samples(), selection, least=least)
 
 
-def test_ranks_stay_in_step_through_a_head_of_many_chunks(teacher, hf_teacher, on_ranks):
+def test_ranks_stay_in_step_through_a_head_of_many_chunks(teacher, hf_teacher):
     def few_rows(worker):
         from kdstore.teachers.vllm import tap
 
@@ -58,12 +46,12 @@ def test_ranks_stay_in_step_through_a_head_of_many_chunks(teacher, hf_teacher, o
 
         tap.HEAD_ELEMENTS = 1 << 26
 
-    assert on_ranks(few_rows) == [1 << 26] * 4
+    assert on_ranks(teacher, few_rows) == [1 << 26] * 4
     assert_agree(teacher, hf_teacher, some_samples(), "pps:tau=0.02", least=0.99)
-    on_ranks(restored)
+    on_ranks(teacher, restored)
 
 
-def test_topk_alone_gathers_no_logits(teacher, hf_teacher, on_ranks):
+def test_topk_alone_gathers_no_logits(teacher, hf_teacher):
     """Nor does it select from them: the head that does is never asked."""
 
     def watch(worker):
@@ -81,12 +69,12 @@ def test_topk_alone_gathers_no_logits(teacher, hf_teacher, on_ranks):
         return worker.kdstore_tap.rows
 
     samples = some_samples()
-    assert on_ranks(watch) == [False, False, True, True]
+    assert on_ranks(teacher, watch) == [False, False, True, True]
     assert_agree(teacher, hf_teacher, samples, "topk:k=50", least=0.999, audit_fraction=0)
-    assert on_ranks(rows) == [0] * 4
+    assert on_ranks(teacher, rows) == [0] * 4
     assert_agree(teacher, hf_teacher, samples, "topk:k=50", least=0.999)
     count = sum(sample.num_scored for sample in samples)
-    assert on_ranks(rows) == [0, 0, count, count]
+    assert on_ranks(teacher, rows) == [0, 0, count, count]
 
 
 def test_one_rank_answers(teacher, monkeypatch):
@@ -105,7 +93,7 @@ def test_one_rank_answers(teacher, monkeypatch):
     assert answered == [0, 0, sum(sample.num_scored for sample in samples), 0]
 
 
-def test_an_error_of_one_rank_reaches_the_caller_and_the_engine_lives(teacher, on_ranks):
+def test_an_error_of_one_rank_reaches_the_caller_and_the_engine_lives(teacher):
     def other_width(worker):
         if worker.rank == ANSWERING:
             worker.kdstore_tap._vocab_size -= 64
@@ -115,10 +103,10 @@ def test_an_error_of_one_rank_reaches_the_caller_and_the_engine_lives(teacher, o
             worker.kdstore_tap._vocab_size += 64
 
     samples = some_samples()[20:24]
-    on_ranks(other_width)
+    on_ranks(teacher, other_width)
     with pytest.raises(TeacherError, match="vocab_size 320"):
         scores(teacher, samples, "topk:k=5", audit_fraction=0.5)
-    on_ranks(right_width)
+    on_ranks(teacher, right_width)
     assert len(scores(teacher, samples, "topk:k=5", audit_fraction=0.5)) == 4
 
 
