@@ -128,7 +128,11 @@ def row_sums(values_CW: Tensor) -> Tensor:
     return values_CW.view(len(values_CW), -1, BLOCK).sum(-1).sum(-1, dtype=torch.float64)
 
 
+def order_keys(shifted: Tensor, ids: Tensor) -> Tensor:
+    """int64 keys, ascending by value from zero down and among equals by id; values are float32."""
+    return shifted.abs().view(torch.int32).long() << 32 | ids  # as ints, floats >= 0 keep order
+
+
 def _first_k(shifted: Tensor, ids: Tensor, k: int) -> Tensor:
-    """Of ``ids`` the k whose values, float32 up to zero, are largest; of equals the lowest."""
-    keys = shifted.abs().view(torch.int32).long() << 32 | ids  # as ints, floats >= 0 keep order
-    return keys.topk(k, largest=False).values & 0xFFFFFFFF
+    """Of ``ids`` the k whose values are largest; of equals the lowest."""
+    return order_keys(shifted, ids).topk(k, largest=False).values & 0xFFFFFFFF

@@ -78,16 +78,17 @@ def _select_chunk(
     scratch: Scratch,
 ) -> SparseSignal:
     teacher = Distribution.of_logits(logits_CV[:, :num_ids], scratch)
-    _check_finite(teacher.lse_C, keys)
+    check_finite(teacher.lse_C, keys)
     if stats is not None:
         stats.num_positions += len(keys)
         stats.padding_mass += _padding_mass(logits_CV, num_ids, teacher.lse_C)
     described = selection.describes(teacher)
     values = compute_scalars(scalars, teacher, labels_C, described=described)
-    return _to_signal(selection, selection.entries(described, keys), values)
+    return to_signal(selection, selection.entries(described, keys), values)
 
 
-def _check_finite(lse_C: Tensor, keys: RowKeys) -> None:
+def check_finite(lse_C: Tensor, keys: RowKeys) -> None:
+    """TeacherError, with a position, unless each row has a log-sum-exp."""
     bad = ~torch.isfinite(lse_C)
     if bool(bad.any()):
         row = int(bad.nonzero()[0, 0])
@@ -103,11 +104,16 @@ def _check_finite(lse_C: Tensor, keys: RowKeys) -> None:
 def _padding_mass(logits_CV: Tensor, num_ids: int | None, lse_C: Tensor) -> float:
     if num_ids is None or num_ids >= logits_CV.shape[1]:
         return 0.0
-    total = torch.logaddexp(logits_CV[:, num_ids:].float().logsumexp(-1), lse_C)
-    return float(-torch.expm1(lse_C - total).sum())
+    return lost_mass(logits_CV[:, num_ids:].float().logsumexp(-1), lse_C)
 
 
-def _to_signal(selection: Selection, entries: Entries, scalars: dict[str, Tensor]) -> SparseSignal:
+def lost_mass(padding_C: Tensor, lse_C: Tensor) -> float:
+    """Sum over rows of the probability of padding, from the log-sum-exp of it and of the rest."""
+    return float(-torch.expm1(lse_C - torch.logaddexp(padding_C, lse_C)).sum())
+
+
+def to_signal(selection: Selection, entries: Entries, scalars: dict[str, Tensor]) -> SparseSignal:
+    """Entries and scalars float32 [C], on whatever device, as a signal."""
     lengths = torch.bincount(entries.rows_N, minlength=len(entries.rest_C)).cpu().numpy()
     return SparseSignal.from_arrays(
         selection.spec,

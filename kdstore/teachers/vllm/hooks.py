@@ -11,15 +11,21 @@ from typing import Any
 
 from kdstore.errors import TeacherError
 from kdstore.teachers.vllm import runner_v1, runner_v2
+from kdstore.teachers.vllm.shards import head_shard
 from kdstore.teachers.vllm.tap import Tap
 
 
-def install(runner: Any, *, vocab_size: int) -> tuple[Tap, str]:
+def install(runner: Any, *, vocab_size: int, answers: bool = True) -> tuple[Tap, str]:
     """A tap on a worker's model runner, and which runner it is: ``v1`` or ``v2``.
 
-    Raises TeacherError if the runner is neither.
+    ``answers`` is of ``Tap``. Raises TeacherError if the runner is neither.
     """
-    tap = Tap(lambda hidden: runner.model.compute_logits(hidden), vocab_size=vocab_size)
+    tap = Tap(
+        lambda hidden: runner.model.compute_logits(hidden),
+        vocab_size=vocab_size,
+        answers=answers,
+        shard=head_shard(getattr(runner, "model", None), vocab_size=vocab_size),
+    )
     if hasattr(runner, runner_v2.ATTRIBUTE):
         if getattr(runner, runner_v2.ATTRIBUTE) is not None:  # only the last pipeline stage has one
             check_v2(getattr(runner, runner_v2.ATTRIBUTE))

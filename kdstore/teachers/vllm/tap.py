@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, pairwise
 
 import numpy as np
@@ -17,14 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdstore.audit import audited_rows
+from kdstore.audit import AUDIT_SELECTION, audited_rows
 from kdstore.errors import TeacherError
 from kdstore.hashing import RowKeys
 from kdstore.select import SelectionStats, select_with_audit
+from kdstore.select.sharded import fits_ranks, gather_ranks, select_gathered
 from kdstore.signal import SparseSignal
 from kdstore.teachers.vllm.packing import Answer, Tally, pack
 from kdstore.teachers.vllm.request import TapRequest, TapRule
+from kdstore.teachers.vllm.shards import HeadShard
 
+_Select = Callable[[], tuple[SparseSignal, SparseSignal]]
 HEAD_ELEMENTS = 1 << 26  # logits held at once: 256 MB in float32
 
 
@@ -58,11 +62,20 @@ class Tap:
     """Selections of one worker.
 
     ``head`` gives the logits [C, V] of hidden states [C, D], or None on a rank that holds none;
-    ranks call it equally often. ``vocab_size`` is how wide they are.
+    ranks call it equally often. ``vocab_size`` is how wide they are. Where all ranks hold the same
+    logits, one ``answers``. With a ``shard`` of the head they need not, where a rule allows it.
     """
 
-    def __init__(self, head: Callable[[Tensor], Tensor | None], *, vocab_size: int) -> None:
-        self._head, self._vocab_size = head, vocab_size
+    def __init__(
+        self,
+        head: Callable[[Tensor], Tensor | None],
+        *,
+        vocab_size: int,
+        answers: bool = True,
+        shard: HeadShard | None = None,
+    ) -> None:
+        self._head, self._vocab_size, self._shard = head, vocab_size, shard
+        self._selects = answers
         self._answers: dict[int, Answer] = {}
         self._next: dict[int, int] = {}  # key -> first position that is not answered yet
         self._stats, self._tally = SelectionStats(), Tally()
@@ -132,35 +145,73 @@ class Tap:
         size = max(1, HEAD_ELEMENTS // self._vocab_size)
         for start in range(0, len(rows_S), size):
             chunk = slice(start, start + size)
-            logits = self._logits(hidden_TD[rows_on_device[chunk]])
-            if logits is None or self._tally.error:
+            hidden = hidden_TD[rows_on_device[chunk]]
+            select = self._run_head(hidden, labels_on_device[chunk], rule, keys[chunk])
+            if select is None or not self._selects or self._tally.error:
                 continue  # but the other ranks count on the head's call
-            found = self._selected(logits, labels_on_device[chunk], rule, keys[chunk])
+            found = self._selected(select)
             if found is not None:
                 yield found
 
-    def _logits(self, hidden_CD: Tensor) -> Tensor | None:
+    def _run_head(
+        self, hidden_CD: Tensor, labels_C: Tensor, rule: TapRule, keys: RowKeys
+    ) -> _Select | None:
+        """All that ranks do together; what gives the signals then, None on a rank without."""
         started_s = time.process_time()
-        logits = self._head(hidden_CD)
+        shard = self._shard
+        if shard is not None and fits_ranks(
+            rule.parsed, rule.scalars, audit_fraction=rule.audit_fraction
+        ):
+            found: _Select | None = self._of_ranks(shard, hidden_CD, labels_C, rule, keys)
+        else:
+            logits = self._head(hidden_CD)
+            found = None
+            if logits is not None:
+                found = partial(self._of_logits, logits, labels_C, rule, keys)
         self._count(head_s=time.process_time() - started_s)
-        return logits
+        return found
 
-    def _selected(
-        self, logits_CV: Tensor, labels_C: Tensor, rule: TapRule, keys: RowKeys
-    ) -> tuple[SparseSignal, SparseSignal] | None:
-        started_s = time.process_time()
-        try:
-            self._check_width(logits_CV)
-            return select_with_audit(
-                logits_CV,
-                labels_C,
+    def _of_ranks(
+        self, shard: HeadShard, hidden_CD: Tensor, labels_C: Tensor, rule: TapRule, keys: RowKeys
+    ) -> _Select:
+        gathered = gather_ranks(
+            shard.local(hidden_CD),
+            labels_C,
+            first_id=shard.first_id,
+            k=rule.parsed.typical_entries(self._vocab_size),
+            num_ids=rule.num_ids,
+            gather=shard.gather,
+        )
+        return lambda: (
+            select_gathered(
+                gathered,
                 selection=rule.parsed,
                 keys=keys,
-                audit_fraction=rule.audit_fraction,
                 scalars=rule.scalars,
-                num_ids=rule.num_ids,
                 stats=self._stats,
-            )
+            ),
+            SparseSignal.empty(AUDIT_SELECTION),
+        )
+
+    def _of_logits(
+        self, logits_CV: Tensor, labels_C: Tensor, rule: TapRule, keys: RowKeys
+    ) -> tuple[SparseSignal, SparseSignal]:
+        self._check_width(logits_CV)
+        return select_with_audit(
+            logits_CV,
+            labels_C,
+            selection=rule.parsed,
+            keys=keys,
+            audit_fraction=rule.audit_fraction,
+            scalars=rule.scalars,
+            num_ids=rule.num_ids,
+            stats=self._stats,
+        )
+
+    def _selected(self, select: _Select) -> tuple[SparseSignal, SparseSignal] | None:
+        started_s = time.process_time()
+        try:
+            return select()
         except Exception as error:  # of whatever kind, it is the front end's to raise
             self._tally = replace(self._tally, error=f"{type(error).__name__}: {error}")
             return None

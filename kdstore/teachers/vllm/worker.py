@@ -12,10 +12,13 @@ class TapExtension:
     """``worker_extension_cls`` of an engine; vLLM makes it a base class of its worker."""
 
     model_runner: Any
+    is_driver_worker: bool  # the first rank of its pipeline stage
 
     def kdstore_install(self, vocab_size: int) -> str:
         """Install the tap on the worker's model runner; which runner that is."""
-        self.kdstore_tap, name = install(self.model_runner, vocab_size=vocab_size)
+        self.kdstore_tap, name = install(
+            self.model_runner, vocab_size=vocab_size, answers=self.is_driver_worker
+        )
         return name
 
     def kdstore_take(self, keys: Sequence[int]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,21 @@ import numpy as np
 import pytest
 
 from kdstore.sample import Sample
+from kdstore.teacher import Teacher
 from kdstore.teachers.backends import open_backend
 from kdstore.teachers.scoring import ScoringOptions
 from kdstore.teachers.vllm.teacher import VLLMTeacher
 
 NUM_IDS = 320
 MAX_LENGTH = 256
+ENGINE = {  # 8 samples at once in steps of 32 tokens each, and memory for 3 of the longest
+    "max_num_seqs": 64,
+    "block_size": 32,
+    "num_gpu_blocks_override": 25,
+    "long_prefill_token_threshold": 32,
+    "scheduler_reserve_full_isl": False,
+    "max_logprobs": 64,
+}
 
 
 def some_samples() -> list[Sample]:
@@ -35,7 +45,7 @@ def some_samples() -> list[Sample]:
 
 @pytest.fixture(scope="session")
 def teacher_options(vllm_teacher_dir: Path) -> Callable[..., ScoringOptions]:
-    """Options of a small engine: steps of 256 tokens, 64 samples at once, few cache blocks."""
+    """Options of a small engine, whose steps have 256 tokens."""
 
     def options(**changes: Any) -> ScoringOptions:
         settings: dict[str, Any] = {
@@ -43,7 +53,7 @@ def teacher_options(vllm_teacher_dir: Path) -> Callable[..., ScoringOptions]:
             "data": "not read",
             "batch_tokens": 256,
             "backend": "vllm",
-            "vllm": {"max_num_seqs": 64, "num_gpu_blocks_override": 40, "max_logprobs": 64},
+            "vllm": ENGINE,
         }
         return ScoringOptions(**(settings | changes))
 
@@ -51,12 +61,27 @@ def teacher_options(vllm_teacher_dir: Path) -> Callable[..., ScoringOptions]:
 
 
 @pytest.fixture(scope="session")
-def vllm_teacher(teacher_options: Callable[..., ScoringOptions]) -> Iterator[VLLMTeacher]:
-    """The teacher of an engine with chunked prefill and prefix caching."""
+def hf_teacher(teacher_options: Callable[..., ScoringOptions]) -> Teacher:
+    """The same model, by transformers."""
+    return open_backend(teacher_options(backend="hf", vllm={})).load(num_ids=NUM_IDS)
+
+
+@contextmanager
+def running(options: ScoringOptions) -> Iterator[VLLMTeacher]:
+    """The teacher of an engine, for as long as it is needed; threads are not bound to cores."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # for ``on_ranks``, at both ends
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         patch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
-        teacher = open_backend(teacher_options()).load(num_ids=NUM_IDS)
-    assert isinstance(teacher, VLLMTeacher)
-    yield teacher
-    teacher.close()
+        teacher = open_backend(options).load(num_ids=NUM_IDS)
+        assert isinstance(teacher, VLLMTeacher)
+        yield teacher
+        teacher.close()
+
+
+@pytest.fixture(scope="session")
+def vllm_teacher(teacher_options: Callable[..., ScoringOptions]) -> Iterator[VLLMTeacher]:
+    """The teacher of an engine with chunked prefill, prefix caching and preemptions."""
+    with running(teacher_options()) as teacher:
+        yield teacher

@@ -13,6 +13,7 @@ from kdstore.signal import SparseSignal
 from kdstore.teachers.vllm import tap as tap_module
 from kdstore.teachers.vllm.packing import unpack
 from kdstore.teachers.vllm.request import OPEN_END, TapRequest, TapRule
+from kdstore.teachers.vllm.shards import HeadShard
 from kdstore.teachers.vllm.tap import Computed, Tap
 from tests.teachers.vllm.helpers import assert_same_signal
 
@@ -176,6 +177,30 @@ def test_an_error_is_kept_for_whoever_asks_and_ranks_stay_in_step(monkeypatch):
     assert "no NaN" in tally.error
     run(tap, [[(text, 0, 12)]])
     assert_answers(tap, [text])
+
+
+def test_topk_comes_from_shards_of_the_head(monkeypatch):
+    """One shard here; an error is kept, and the ranks' calls go on."""
+    monkeypatch.setattr(tap_module, "HEAD_ELEMENTS", 4 * V)
+    calls: list[int] = []
+
+    def gather(mine):
+        calls.append(len(mine))
+        return mine[None] * (torch.nan if len(calls) == 3 else 1)
+
+    shard = HeadShard(head, 0, gather)
+    tap = Tap(lambda hidden: pytest.fail("all logits"), vocab_size=V, shard=shard)
+    text = Text(1, 12, ((1, 12),), selection="topk:k=5", audit_fraction=0.0)
+    run(tap, [[(text, 0, 12)]])
+    assert "position 5" in taken(tap, [text])[1].error
+    assert calls == [4, 4, 4, 4, 3, 3]
+    run(tap, [[(text, 0, 12)]])
+    answers, tally = taken(tap, [text])
+    positions, expected, _ = text.expected()
+    np.testing.assert_array_equal(answers[0].positions_S, positions)
+    np.testing.assert_array_equal(answers[0].signal.ids_N, expected.ids_N)
+    np.testing.assert_allclose(answers[0].signal.logprobs_N, expected.logprobs_N, rtol=1e-6)
+    assert (tally.num_positions, len(answers[0].audit)) == (11, 0)
 
 
 def test_logits_of_another_width_are_an_error():

@@ -8,52 +8,30 @@ import pytest
 from kdstore.errors import TeacherError
 from kdstore.sample import Sample
 from kdstore.select import parse_selection
-from kdstore.signal import SparseSignal
-from kdstore.teacher import Score
 from kdstore.teachers.backends import open_backend
 from kdstore.teachers.vllm.answers import LogprobAnswers
 from kdstore.teachers.vllm.teacher import VLLMTeacher
 from tests.teachers.vllm.conftest import MAX_LENGTH, NUM_IDS, some_samples
-from tests.teachers.vllm.helpers import IGNORED_WARNINGS, same_ids
+from tests.teachers.vllm.helpers import (
+    IGNORED_WARNINGS,
+    assert_agree,
+    count_preemptions,
+    joined,
+    same_ids,
+    scores,
+)
 
 pytestmark = IGNORED_WARNINGS
-
-
-@pytest.fixture(scope="module")
-def hf_teacher(teacher_options):
-    return open_backend(teacher_options(backend="hf", vllm={})).load(num_ids=NUM_IDS)
-
-
-def scores(teacher, samples, selection, **options) -> dict[str, Score]:
-    found = list(teacher.score(samples, parse_selection(selection), seed=3, **options))
-    by_id = {score.sample_id: score for score in found}
-    assert len(by_id) == len(found)
-    return by_id
-
-
-def joined(scores: dict[str, Score], samples) -> SparseSignal:
-    return SparseSignal.concat([scores[s.sample_id].signal for s in samples if s.num_scored])
 
 
 @pytest.mark.parametrize(
     ("selection", "least"), [("topk:k=20", 0.999), ("pps:tau=0.02", 0.99), ("counts:n=20", 0.98)]
 )
 def test_answers_are_those_of_transformers(vllm_teacher, hf_teacher, selection, least):
-    """Chunked prefill, shared prefixes, every length, 64 at once."""
-    samples = some_samples()
-    ours = scores(vllm_teacher, samples, selection, audit_fraction=0.1)
-    theirs = scores(hf_teacher, samples, selection, audit_fraction=0.1)
-    assert ours.keys() == theirs.keys() == {s.sample_id for s in samples if s.num_scored}
-    found, expected = joined(ours, samples), joined(theirs, samples)
-    assert len(found) == sum(sample.num_scored for sample in samples)
-    for name in ("label_logprob", "entropy"):
-        np.testing.assert_allclose(found.scalars[name], expected.scalars[name], atol=1e-3)
-    assert np.mean(found.scalars["label_rank"] == expected.scalars["label_rank"]) >= 0.999
-    assert same_ids(found, expected) >= least
-    audits = [SparseSignal.concat([s[name].audit for name in ours]) for s in (ours, theirs)]
-    assert len(audits[0]) > 1000
-    np.testing.assert_array_equal(audits[0].ids_N, audits[1].ids_N)
-    np.testing.assert_allclose(audits[0].logprobs_N, audits[1].logprobs_N, atol=1e-3)
+    """Chunked prefill, shared prefixes, every length, samples that lose their place."""
+    preempted = count_preemptions(vllm_teacher)
+    assert_agree(vllm_teacher, hf_teacher, some_samples(), selection, least=least)
+    assert preempted()[0] > 20
 
 
 def test_the_entries_of_topk(vllm_teacher, hf_teacher):
@@ -88,14 +66,14 @@ def test_shared_prefixes_are_read_from_the_cache(vllm_teacher, monkeypatch):
     first = Sample("whole", ids, runs=((1, 250),))
     list(scores(vllm_teacher, [first], "topk:k=5"))
     assert outputs.pop().num_cached_tokens == 0
-    tail = Sample("tail", ids, runs=((200, 250),))
+    tail = Sample("tail", ids, runs=((230, 250),))
     middle = Sample("middle", ids, runs=((20, 250),))
     found = scores(vllm_teacher, [tail, middle], "topk:k=5")
     cached = [output.num_cached_tokens for output in outputs if output.finished]
     assert len(cached) == 3
     assert sorted(count > 0 for count in cached) == [False, True, True]
     whole = scores(vllm_teacher, [first], "topk:k=5")["whole"].signal
-    for sample, rows in ((tail, slice(199, None)), (middle, slice(19, None))):
+    for sample, rows in ((tail, slice(229, None)), (middle, slice(19, None))):
         signal = found[sample.sample_id].signal
         np.testing.assert_array_equal(signal.ids_N, whole[rows].ids_N)
         np.testing.assert_allclose(signal.logprobs_N, whole[rows].logprobs_N, atol=1e-4)
