@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import click
+from kdstore_cli.generating import generate, sampling_of
 from kdstore_cli.output import print_json, print_table
 
 from kdstore.errors import UsageError
@@ -92,6 +94,11 @@ ENGINE_OPTIONS = (
     help="Tokens of a unit: one shard, one commit. Default: 4 Mi, fewer for large selections.",
 )
 @click.option("--unit", "worker", default="0/1", help="i/N: only units i, i+N, i+2N, …")
+@click.option("--generate", is_flag=True, help="Score what the teacher answers to prompts.")
+@click.option("--num-samples", type=click.IntRange(min=1), help="Answers to a prompt. [1]")
+@click.option("--temperature", type=float, help="Of --generate; 0: the most probable. [1.0]")
+@click.option("--top-p", type=float, help="Of --generate: the fewest that reach p. [1.0]")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Of an answer. [512]")
 @click.option("--device", help="Default: cuda where there is one, else cpu.")
 @click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16, float16.")
 @click.option("--tensor-parallel-size", type=click.IntRange(min=1), help="Of vLLM's engine.")
@@ -108,6 +115,7 @@ ENGINE_OPTIONS = (
 @click.option("--quiet", is_flag=True, help="No progress.")
 def dump(**options: Any) -> None:
     """Score a data set with a teacher and store the signals. Run it again to resume."""
+    from kdstore.teachers.generating import open_completions, with_completions
     from kdstore.teachers.scoring import Scoring
     from kdstore.writers.run import run_units
 
@@ -116,13 +124,21 @@ def dump(**options: Any) -> None:
     _check_overlay_options(options)
     if options["overlay"] is not None:
         read_header(folder)  # there must be a store, which a dump would make
+    sampling = sampling_of(options)
     scoring = Scoring.of(_scoring_options(options))
+    load_teacher = cache(scoring.load_teacher)
+    if sampling is not None:
+        generation = open_completions(scoring, sampling, folder, quiet=options["quiet"])
+        pending = generation.pending_blocks(worker=worker, num_workers=num_workers)
+        if not generate(generation, pending, load_teacher, options):
+            return
+        scoring = with_completions(scoring, generation)
     store = scoring.open_store(folder, quiet=options["quiet"])
     writer = store if options["overlay"] is None else _open_overlay(options)
     pending = writer.pending_units(worker=worker, num_workers=num_workers)
     if pending and not options["plan_only"]:
         planned = [store.plan.unit(unit) for unit in pending]
-        run_units(writer, scoring.load_teacher(), scoring.source, planned, quiet=options["quiet"])
+        run_units(writer, load_teacher(), scoring.source, planned, quiet=options["quiet"])
     writer.seal()
     _report(writer, as_json=options["as_json"], quiet=options["quiet"])
 

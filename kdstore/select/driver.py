@@ -78,7 +78,7 @@ def _select_chunk(
     scratch: Scratch,
 ) -> SparseSignal:
     teacher = Distribution.of_logits(logits_CV[:, :num_ids], scratch)
-    _check_finite(teacher.lse_C, keys)
+    check_finite(teacher.lse_C, keys)
     if stats is not None:
         stats.num_positions += len(keys)
         stats.padding_mass += _padding_mass(logits_CV, num_ids, teacher.lse_C)
@@ -87,7 +87,8 @@ def _select_chunk(
     return _to_signal(selection, selection.entries(described, keys), values)
 
 
-def _check_finite(lse_C: Tensor, keys: RowKeys) -> None:
+def check_finite(lse_C: Tensor, keys: RowKeys) -> None:
+    """TeacherError, naming a position, if a row of logits has no log-sum-exp."""
     bad = ~torch.isfinite(lse_C)
     if bool(bad.any()):
         row = int(bad.nonzero()[0, 0])
