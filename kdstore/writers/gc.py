@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from kdstore.commits import Commits, load_commits
 from kdstore.filesystem import Folder
 from kdstore.header import read_header
-from kdstore.layout import COMMITS, DATA, TOKENIZER, is_partial, is_shard_path, overlay_path
+from kdstore.layout import (
+    COMMITS,
+    DATA,
+    GENERATED,
+    TOKENIZER,
+    is_partial,
+    is_shard_path,
+    overlay_path,
+)
 from kdstore.overlay import overlay_names, read_overlay
 
 
@@ -41,7 +49,8 @@ def find_orphans(folder: Folder, *, older_than_s: float) -> list[Orphan]:
 def _paths_without_commit(folder: Folder, commits: Commits | None) -> list[str]:
     """Shards and partial files in the folder of a store, or of an overlay."""
     named = set(commits.texts("path")) if commits is not None else set()
-    paths = [f"{part}/{name}" for part in (DATA, COMMITS, TOKENIZER) for name in folder.names(part)]
+    parts = (DATA, COMMITS, TOKENIZER, GENERATED)
+    paths = [f"{part}/{name}" for part in parts for name in folder.names(part)]
     paths += folder.names()
     return [
         path for path in paths if is_partial(path) or (is_shard_path(path) and path not in named)

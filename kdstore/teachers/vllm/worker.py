@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kdstore.teachers.vllm.cpu_seeds import rewind_generators
 from kdstore.teachers.vllm.hooks import install
 
 
@@ -16,6 +17,8 @@ class TapExtension:
     def kdstore_install(self, vocab_size: int) -> str:
         """Install the tap on the worker's model runner; which runner that is."""
         self.kdstore_tap, name = install(self.model_runner, vocab_size=vocab_size)
+        if name == "v1" and self.model_runner.device.type == "cpu":
+            rewind_generators(self.model_runner)
         return name
 
     def kdstore_take(self, keys: Sequence[int]) -> bytes:
