@@ -31,10 +31,10 @@ class RewindingGenerator(torch.Generator):
         """Nothing is known of it."""
         return 0
 
-    def set_offset(self, offset: int) -> None:
+    def set_offset(self, offset: int) -> torch.Generator:
         """Back to the start of the step: a step draws once."""
         del offset
-        self.set_state(self.start)
+        return self.set_state(self.start)
 
 
 def rewind_generators(runner: Any) -> None:

@@ -61,6 +61,7 @@ def _params(prompt: Prompt, sampling: Sampling, padding_ids: range) -> Any:
         top_p=sampling.top_p,
         seed=prompt.engine_seed(seed=sampling.seed),
         stop_token_ids=list(sampling.stop_ids),
+        ignore_eos=True,  # what the engine read of the checkpoint is among our stop ids, or is not
         logit_bias=dict.fromkeys(padding_ids, NEVER) if few else None,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,

@@ -93,7 +93,7 @@ def test_tokens_come_as_often_as_transformers_draws_them(vllm_teacher, hf_teache
     prompts = [Prompt(f"p#{k}", ids_T, 1) for k in range(1500)]
     counts = []
     for teacher in (vllm_teacher, hf_teacher):
-        found = completed(teacher, prompts, temperature=0.4, top_p=0.8).values()
+        found = completed(teacher, prompts, temperature=0.9, top_p=0.9).values()
         counts.append(np.bincount([c.ids_T[0] for c in found], minlength=NUM_IDS))
     ours, theirs = counts
     support = theirs >= 10
