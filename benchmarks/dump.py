@@ -47,7 +47,8 @@ class Work:
             vllm={"max_num_seqs": 64, "seed": 0} if backend == "vllm" else {},
         )
         self.scoring = Scoring.of(options)
-        self.teacher: Any = self.scoring.load_teacher()
+        vocab = self.scoring.backend.info.vocab_size  # its tokenizer is a smaller one's
+        self.teacher: Any = self.scoring.backend.load(num_ids=vocab)
         self.samples = [sample for _, found in self.scoring.source.samples() for sample in found]
 
     def dump(self) -> None:
@@ -148,7 +149,11 @@ def main() -> None:
     parser.add_argument("--select", default="pps:tau=0.02")
     options = parser.parse_args()
     parts, quick = options.parts.split(","), options.quick
-    size = Size(hidden=1024, layers=6, vocab=32_000) if quick else Size(2048, 8, 32_000)
+    size = (
+        Size(hidden=1024, layers=6, vocab=dump_cpu.VOCAB)
+        if quick
+        else Size(2048, 8, dump_cpu.VOCAB)
+    )
     rounds = 1 if quick else 3
     dump_cpu.allow_calls()
     with tempfile.TemporaryDirectory(prefix="kdstore-") as name:

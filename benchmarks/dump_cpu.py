@@ -36,7 +36,7 @@ from kdstore.teachers.vllm.teacher import VLLMTeacher
 K = 64
 LENGTH = 512
 SCALARS = ("label_logprob", "label_rank", "entropy")
-NUM_IDS = 2000
+VOCAB = 32_000
 PORT = 8765
 
 
@@ -96,7 +96,7 @@ def drive(engine: Any, samples: Sequence[Sample], params: Callable[[Sample], Any
 def tap_rule(selection: str) -> TapRule:
     """A rule of this selection and the usual scalars."""
     return TapRule(
-        selection=selection, scalars=SCALARS, seed=0, draw=0, audit_fraction=0.0, num_ids=NUM_IDS
+        selection=selection, scalars=SCALARS, seed=0, draw=0, audit_fraction=0.0, num_ids=VOCAB
     )
 
 
@@ -113,7 +113,7 @@ class Meter:
         from vllm import EngineArgs, LLMEngine
 
         generator = np.random.default_rng(0)
-        ids = generator.integers(3, NUM_IDS, (samples, LENGTH)).astype(np.int32)
+        ids = generator.integers(3, VOCAB, (samples, LENGTH)).astype(np.int32)
         runs = ((1, LENGTH),)
         self.samples = [Sample(f"s{n}", row, runs=runs) for n, row in enumerate(ids)]
         args = EngineArgs(
@@ -132,7 +132,7 @@ class Meter:
         self.engine = LLMEngine.from_engine_args(args)
         info = describe_checkpoint(folder, device="cpu")
         answers = TapAnswers(self.engine, vocab_size=info.vocab_size)
-        self.tap = VLLMTeacher(info, self.engine, answers, num_ids=NUM_IDS)
+        self.tap = VLLMTeacher(info, self.engine, answers, num_ids=VOCAB)
         self.engine.collective_rpc(watch)
 
     def plain(self) -> float:
@@ -178,7 +178,7 @@ def outside(tasks: dict[str, Callable[[], float]], *, tokens: int) -> dict[str, 
 
 def compare(folder: Path, *, quick: bool) -> None:
     """Print microseconds a token of each way, and their ratios to the tap's."""
-    teacher = save_teacher(folder / "small", Size(128, 1, 32_000), max_length=LENGTH)
+    teacher = save_teacher(folder / "small", Size(128, 1, VOCAB), max_length=LENGTH)
     meter = Meter(teacher, samples=16 if quick else 64)
     tokens = len(meter.samples) * LENGTH
     tasks = {

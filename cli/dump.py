@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import fields
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import click
+from kdstore_cli.generating import generate, sampling_of
 from kdstore_cli.output import print_json, print_table
 
 from kdstore.errors import UsageError
@@ -16,8 +18,9 @@ from kdstore.filesystem import Folder
 from kdstore.header import read_header
 
 if TYPE_CHECKING:
+    from kdstore.teacher import Teacher
     from kdstore.teachers.openai_options import ServerOptions
-    from kdstore.teachers.scoring import ScoringOptions
+    from kdstore.teachers.scoring import Scoring, ScoringOptions
     from kdstore.writers.overlay import OverlayWriter
     from kdstore.writers.pipeline import RunReport
     from kdstore.writers.units import UnitWriter
@@ -112,6 +115,11 @@ ENGINE_OPTIONS = (
     default="0/1",
     help="i/N: only units i, i+N, i+2N, …; auto: i and N from Slurm or torchrun.",
 )
+@click.option("--generate", is_flag=True, help="Score what the teacher answers to prompts.")
+@click.option("--num-samples", type=click.IntRange(min=1), help="Answers to a prompt. [1]")
+@click.option("--temperature", type=float, help="Of --generate; 0: the most probable. [1.0]")
+@click.option("--top-p", type=float, help="Of --generate: the fewest that reach p. [1.0]")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Of an answer. [512]")
 @click.option("--device", help="Default: cuda where there is one, else cpu.")
 @click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16, float16.")
 @click.option("--tensor-parallel-size", type=click.IntRange(min=1), help="Of vLLM's engine.")
@@ -128,6 +136,12 @@ ENGINE_OPTIONS = (
 @click.option("--quiet", is_flag=True, help="No progress.")
 def dump(**options: Any) -> None:
     """Score a data set with a teacher and store the signals. Run it again to resume."""
+    with ExitStack() as resources:
+        _dump(options, resources)
+
+
+def _dump(options: dict[str, Any], resources: ExitStack) -> None:
+    from kdstore.teachers.generating import open_completions, with_completions
     from kdstore.teachers.scoring import Scoring
     from kdstore.writers.pipeline import RunReport
     from kdstore.writers.run import run_units
@@ -138,19 +152,29 @@ def dump(**options: Any) -> None:
     _check_overlay_options(options)
     if options["overlay"] is not None:
         read_header(folder)  # there must be a store, which a dump would make
+    sampling = sampling_of(options)
     scoring = Scoring.of(_scoring_options(options))
+    load_teacher = cache(partial(_loaded, resources, scoring))
+    if sampling is not None:
+        generation = open_completions(scoring, sampling, folder, quiet=options["quiet"])
+        pending = generation.pending_blocks(worker=worker, num_workers=num_workers)
+        if not generate(generation, pending, load_teacher, options):
+            return
+        scoring = with_completions(scoring, generation)
     store = scoring.open_store(folder, quiet=options["quiet"])
     writer = store if options["overlay"] is None else _open_overlay(options)
     pending = writer.pending_units(worker=worker, num_workers=num_workers)
     report, quiet = RunReport(), options["quiet"]
     if pending and not options["plan_only"]:
         planned = [store.plan.unit(unit) for unit in pending]
-        with closing(scoring.load_teacher()) as teacher:
-            report = run_units(
-                writer, teacher, scoring.source, planned, quiet=quiet, stop_on_signals=True
-            )
+        teacher, source = load_teacher(), scoring.source
+        report = run_units(writer, teacher, source, planned, quiet=quiet, stop_on_signals=True)
     writer.seal()
     _report(writer, report, as_json=options["as_json"], quiet=quiet)
+
+
+def _loaded(resources: ExitStack, scoring: Scoring) -> Teacher:
+    return resources.enter_context(closing(scoring.load_teacher()))
 
 
 def parse_options(text: str, option: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     GROUP_ORDER = 7
     AUDIT = 8
     SHARD_ORDER = 9
+    GENERATION = 10
 
 
 def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

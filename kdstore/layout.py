@@ -12,6 +12,8 @@ DATA = "data"
 COMMITS = "commits"
 OVERLAYS = "overlays"
 RUNNING = "running"
+GENERATED = "generated"
+GENERATION = f"{GENERATED}/_generation.json"  # "_": no rows, to whoever reads the folder
 OVERLAY_HEADER = "overlay.json"  # in the overlay's own folder
 MAIN_SIGNAL = "main"
 AUDIT_SIGNAL = "audit"
@@ -23,6 +25,7 @@ _PARTIAL = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{8}\.partial", re.DOTALL)
 _RECORD = re.compile(r"running/[0-9]{6,18}\.json")
 _COMMIT = re.compile(r"([0-9]{6,18})\.json")
 _MANIFEST = re.compile(r"manifest-([0-9]{6,18})\.parquet")
+_BLOCK = re.compile(r"([0-9]{6,18})\.parquet")
 _OVERLAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -71,6 +74,17 @@ def count_of_manifest(name: str) -> int | None:
     """How many commits the manifest of this name holds; None for any other file."""
     match = _MANIFEST.fullmatch(name)
     return int(match[1]) if match and manifest_path(int(match[1])) == name else None
+
+
+def block_path(block: int) -> str:
+    """Path of one block of generated completions."""
+    return f"{GENERATED}/{block:06d}.parquet"
+
+
+def block_of_path(name: str) -> int | None:
+    """The block that has this file name; None for any other file."""
+    match = _BLOCK.fullmatch(name)
+    return int(match[1]) if match and block_path(int(match[1])).endswith(f"/{name}") else None
 
 
 def overlay_path(name: str) -> str:

@@ -65,6 +65,10 @@ class Progress:
         if self._draws_lines and time.monotonic() - self._last_line_s > LINE_INTERVAL_S:
             self._line("")
 
+    def expect(self, total: int) -> None:
+        """Where it will end, by what is known now."""
+        self.total = self._bar.total = total
+
     def note(self, text: str) -> None:
         """Say how it goes: behind the bar, or on a line."""
         self._bar.set_postfix_str(text)

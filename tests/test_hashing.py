@@ -61,6 +61,7 @@ def test_the_hash_is_frozen() -> None:
         "GROUP_ORDER": 7,
         "AUDIT": 8,
         "SHARD_ORDER": 9,
+        "GENERATION": 10,
     }
 
 

@@ -20,7 +20,8 @@ LAYERS = {
     "inputs": {"core"},
     "writers": {"core", "select", "codecs", "align", "inputs", "writers", "readers"},
     "readers": {"core", "select", "codecs", "align", "inputs", "writers", "readers"},
-    "teachers": {"core", "select", "codecs", "align", "inputs", "writers", "readers"},
+    "generate": {"core", "codecs", "inputs", "writers"},
+    "teachers": {"core", "select", "codecs", "align", "inputs", "writers", "readers", "generate"},
 }
 
 

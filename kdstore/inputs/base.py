@@ -15,6 +15,7 @@ ROW_FIELDS = (
     "id",
     "input_ids",
     "labels",
+    "spans",
     "attention_mask",
     "messages",
     "tools",

@@ -16,9 +16,6 @@ from kdstore.inputs.overlong import fit
 from kdstore.inputs.tokenize import Encoded, TextEncoder, encode_ids
 from kdstore.sample import Sample
 
-_USABLE = (("input_ids",), ("messages",), ("prompt", "completion"), ("text",))
-_ACCEPTED = "input_ids, messages, prompt and completion, or text"
-
 
 @dataclass
 class InputCounters:
@@ -39,7 +36,7 @@ class InputCounters:
 
 
 @dataclass(frozen=True, eq=False)
-class _Read:
+class Read:
     """A row as tokens, with what ``keep_text`` keeps of it."""
 
     encoded: Encoded
@@ -50,15 +47,23 @@ class _Read:
 class SampleBuilder:
     """Turns rows into samples under one tokenizer and config.
 
-    A row uses the first of these that it has: ``input_ids`` (with ``labels``), ``messages`` (with
-    ``tools``), ``prompt`` and ``completion`` (strings, or lists of messages of which only the
-    completion's are supervised), ``text``. ``id`` names the sample, else ``{source_name}:{row}``;
-    ``metadata`` is kept. A row without any token gives no sample and is counted in ``num_empty``;
-    one without supervised tokens is a sample and is counted in ``num_unsupervised``. ``locate``
-    says in words where a row is (``Source.locate``), for error messages.
+    A row uses the first of these that it has: ``input_ids`` (with ``labels`` or ``spans``),
+    ``messages`` (with ``tools``), ``prompt`` and ``completion`` (strings, or lists of messages of
+    which only the completion's are supervised), ``text``. ``id`` names the sample, else
+    ``{source_name}:{row}``; ``metadata`` is kept. A row without any token gives no sample and is
+    counted in ``num_empty``; one without supervised tokens is a sample and is counted in
+    ``num_unsupervised``. ``locate`` says in words where a row is (``Source.locate``), for error
+    messages.
 
     Raises UsageError for a BOS or EOS policy that the tokenizer cannot follow.
     """
+
+    usable: tuple[tuple[str, ...], ...] = (
+        ("input_ids",),
+        ("messages",),
+        ("prompt", "completion"),
+        ("text",),
+    )
 
     def __init__(
         self,
@@ -125,29 +130,29 @@ class SampleBuilder:
             for index, piece in enumerate(pieces)
         ]
 
-    def _read(self, row: Row, where: str) -> _Read:
-        for names in _USABLE:
+    def _read(self, row: Row, where: str) -> Read:
+        for names in self.usable:
             if all(row.get(name) is not None for name in names):
                 reader = getattr(self, f"_read_{names[0]}")
-                read: _Read = reader(row, where)
-                return read if self.config.keep_text else _Read(read.encoded)
+                read: Read = reader(row, where)
+                return read if self.config.keep_text else Read(read.encoded)
         raise InputError(
             "a row without usable fields",
             where=where,
-            expected=_ACCEPTED,
+            expected=", or ".join(" and ".join(names) for names in self.usable),
             got=_fields_found(row),
             todo="rename the fields of your data to these",
         )
 
-    def _read_input_ids(self, row: Row, where: str) -> _Read:
+    def _read_input_ids(self, row: Row, where: str) -> Read:
         text = row.get("text")
-        return _Read(encode_ids(row, where), text=text if isinstance(text, str) else None)
+        return Read(encode_ids(row, where), text=text if isinstance(text, str) else None)
 
-    def _read_messages(self, row: Row, where: str) -> _Read:
+    def _read_messages(self, row: Row, where: str) -> Read:
         messages = read_messages(row["messages"], "messages", where)
         return self._conversation(messages, row, where, first_supervised=0)
 
-    def _read_prompt(self, row: Row, where: str) -> _Read:
+    def _read_prompt(self, row: Row, where: str) -> Read:
         prompt, completion = row["prompt"], row["completion"]
         if isinstance(prompt, list) and isinstance(completion, list):
             asked = read_messages(prompt, "prompt", where)
@@ -161,9 +166,9 @@ class SampleBuilder:
                 got=f"{type(prompt).__name__} and {type(completion).__name__}",
             )
         encoded = self._text.prompt_completion(prompt, completion, where)
-        return _Read(encoded, text=prompt + completion)
+        return Read(encoded, text=prompt + completion)
 
-    def _read_text(self, row: Row, where: str) -> _Read:
+    def _read_text(self, row: Row, where: str) -> Read:
         text = row["text"]
         if not isinstance(text, str):
             raise InputError(
@@ -172,14 +177,14 @@ class SampleBuilder:
                 expected="a string",
                 got=f"{type(text).__name__}: {text!r:.60}",
             )
-        return _Read(self._text.text(text), text=text)
+        return Read(self._text.text(text), text=text)
 
     def _conversation(
         self, messages: list[Message], row: Row, where: str, *, first_supervised: int
-    ) -> _Read:
+    ) -> Read:
         tools = read_tools(row.get("tools"), where)
         chat = Conversation(messages, where, tools, first_supervised)
-        return _Read(self._chat.encode(chat), messages=messages)
+        return Read(self._chat.encode(chat), messages=messages)
 
 
 def _sample_id(value: Any, default: str, where: str) -> str:
@@ -200,14 +205,18 @@ def _metadata(value: Any, where: str) -> dict[str, Any] | None:
     if value is None:
         return None
     try:
-        if isinstance(value, dict):
-            json.dumps(value, allow_nan=False)
-            return value
+        found = json.loads(value) if isinstance(value, str) else value
+        if isinstance(found, dict):
+            json.dumps(found, allow_nan=False)
+            return found
         got = f"{type(value).__name__}: {value!r:.60}"
     except (TypeError, ValueError) as error:
         got = str(error)
     raise InputError(
-        "metadata cannot be kept", where=where, expected="an object of JSON values", got=got
+        "metadata cannot be kept",
+        where=where,
+        expected="an object of JSON values, or its text",
+        got=got,
     )
 
 

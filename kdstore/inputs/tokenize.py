@@ -34,11 +34,12 @@ EMPTY = Encoded(np.zeros(0, dtype=np.int32), ())
 
 
 def encode_ids(row: dict[str, Any], where: str) -> Encoded:
-    """``input_ids`` taken verbatim, kind text; ``labels`` of -100 mark what is not supervised.
+    """``input_ids`` taken verbatim; ``labels`` of -100 mark what is not supervised.
 
-    Raises InputError for ids that are not integers in [0, 2^31), for labels of another length or
-    that are neither their token nor -100 (they are not shifted: ``labels[t]`` is ``input_ids[t]``),
-    and for padding (zeros in ``attention_mask``).
+    ``spans`` say of what kind and whether supervised tokens are; without them all are supervised
+    text. Raises InputError for ids that are not integers in [0, 2^31), for labels of another length
+    or that are neither their token nor -100 (they are not shifted: ``labels[t]`` is
+    ``input_ids[t]``), for spans outside the row and for padding (zeros in ``attention_mask``).
     """
     ids_T = _integers(row["input_ids"], "input_ids", where)
     if bad := np.flatnonzero((ids_T < 0) | (ids_T > _MAX_ID))[:1].tolist():
@@ -50,7 +51,8 @@ def encode_ids(row: dict[str, Any], where: str) -> Encoded:
         )
     _refuse_padding(row.get("attention_mask"), where)
     painter = SpanPainter(len(ids_T))
-    painter.paint(0, len(ids_T), "text", supervised=True)
+    for span in _spans(row.get("spans"), len(ids_T), where):
+        painter.paint(span.start, span.end, span.kind, supervised=span.supervised)
     painter.ignore(_ignored(row.get("labels"), ids_T, where))
     return Encoded(ids_T.astype(np.int32), painter.spans())
 
@@ -133,6 +135,29 @@ def _resolve(policy: TokenPolicy, token_id: int | None, *, name: str, auto: bool
             todo=f"set add_{name.lower()} to 'auto' or 'never'",
         )
     return token_id
+
+
+def _spans(value: Any, num_tokens: int, where: str) -> list[Span]:
+    """The spans of a row as a store has them, or one of all tokens."""
+    if value is None:
+        return [Span(0, num_tokens, "text", supervised=True)]
+    try:
+        spans = [Span(**item) for item in value]
+    except TypeError:
+        spans = None
+    if spans is not None and all(_fits(span, num_tokens) for span in spans):
+        return spans
+    raise InputError(
+        "spans that are none",
+        where=f"{where}, spans",
+        expected=f"start, end, kind and supervised of each, within {num_tokens} tokens",
+        got=f"{value!r:.80}",
+    )
+
+
+def _fits(span: Span, num_tokens: int) -> bool:
+    kinds = [type(value) for value in (span.start, span.end, span.kind, span.supervised)]
+    return kinds == [int, int, str, bool] and 0 <= span.start <= span.end <= num_tokens
 
 
 def _integers(value: Any, name: str, where: str) -> NDArray[np.int64]:

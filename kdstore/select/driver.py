@@ -18,6 +18,7 @@ from kdstore.signal import SparseSignal
 DEFAULT_SCALARS = ("label_logprob", "label_rank", "entropy")
 CPU_CHUNK_ELEMENTS = 1 << 20  # any chunk costs a millisecond besides; 2^21 leaves the cache
 GPU_CHUNK_ELEMENTS = 1 << 26
+CPU_HEAD_ROWS = 64
 
 
 @torch.no_grad()
@@ -60,6 +61,16 @@ def select(
     return SparseSignal.concat(parts)
 
 
+def head_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows of logits for a head to make at once: 256 MB of float32, on a CPU 8 MB or 64 rows.
+
+    There, larger blocks are fresh memory each time, and fewer rows read the weights more often.
+    """
+    if device.type == "cpu":
+        return max(CPU_HEAD_ROWS, 2 * CPU_CHUNK_ELEMENTS // vocab_size)
+    return max(1, GPU_CHUNK_ELEMENTS // vocab_size)
+
+
 def rows_per_chunk(vocab_size: int, device: torch.device) -> int:
     """Rows of logits to select from at once: 4 MB of float32 on a CPU, else 256 MB."""
     elements = CPU_CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
@@ -88,7 +99,7 @@ def _select_chunk(
 
 
 def check_finite(lse_C: Tensor, keys: RowKeys) -> None:
-    """TeacherError, with a position, unless each row has a log-sum-exp."""
+    """TeacherError, naming a position, if a row of logits has no log-sum-exp."""
     bad = ~torch.isfinite(lse_C)
     if bool(bad.any()):
         row = int(bad.nonzero()[0, 0])

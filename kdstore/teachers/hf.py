@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdstore.audit import audited_rows
+from kdstore.completion import Completion, Prompt, Sampling
 from kdstore.errors import TeacherError
 from kdstore.hashing import RowKeys
 from kdstore.sample import Sample
 from kdstore.select import DEFAULT_SCALARS, Selection, SelectionStats, select_with_audit
+from kdstore.select.driver import head_rows
 from kdstore.signal import SparseSignal
 from kdstore.teacher import Score
+from kdstore.teachers.hf_generate import complete
 from kdstore.teachers.hf_head import SplitModel
 from kdstore.teachers.hf_load import CheckpointInfo, load_model
 
-HEAD_ELEMENTS = 1 << 26  # logits held at once: 256 MB in float32
+T = TypeVar("T")
 
 
 class HFTeacher:
@@ -76,6 +79,23 @@ class HFTeacher:
     def close(self) -> None:
         """Nothing: the model is this process's."""
 
+    def generate(
+        self, groups: Iterable[Sequence[Prompt]], sampling: Sampling
+    ) -> Iterator[Completion]:
+        """One completion of each prompt, by batches of prompts of a group that end together.
+
+        Of a batch, prompts and what they may become are at most ``batch_tokens`` tokens.
+        """
+        for group in groups:
+            for room in sorted({prompt.max_tokens for prompt in group}, reverse=True):
+                for batch in batches_by_length(
+                    [prompt for prompt in group if prompt.max_tokens == room],
+                    length=lambda prompt: prompt.num_tokens + prompt.max_tokens,
+                    batch_tokens=self.batch_tokens,
+                    mix_lengths=self.info.mixes_lengths,
+                ):
+                    yield from complete(self._split.model, batch, sampling, num_ids=self.num_ids)
+
     def provenance(self) -> dict[str, Any]:
         """Device, versions and the mean probability of vocabulary padding since the last call."""
         import transformers
@@ -104,7 +124,7 @@ class HFTeacher:
         ids_BL, rows_S = padded_batch(batch)
         labels_S = ids_BL.view(-1)[rows_S + 1]
         hidden = self._split.hidden(ids_BL.to(device)).flatten(0, 1)[rows_S.to(device)]
-        rows = max(1, HEAD_ELEMENTS // self.vocab_size)
+        rows = head_rows(self.vocab_size, hidden.device)
         parts = []
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
@@ -140,22 +160,32 @@ class HFTeacher:
 def length_batches(
     samples: Sequence[Sample], *, batch_tokens: int, mix_lengths: bool = True
 ) -> Iterator[list[Sample]]:
-    """Samples with scored positions, longest first, in batches of bounded padded size.
+    """Samples with scored positions, by ``batches_by_length``."""
+    return batches_by_length(
+        [sample for sample in samples if sample.num_scored],
+        length=lambda sample: sample.num_tokens,
+        batch_tokens=batch_tokens,
+        mix_lengths=mix_lengths,
+    )
 
-    A sample longer than ``batch_tokens`` is a batch of its own. Without ``mix_lengths`` only equal
+
+def batches_by_length(
+    items: Sequence[T], *, length: Callable[[T], int], batch_tokens: int, mix_lengths: bool = True
+) -> Iterator[list[T]]:
+    """All items, longest first, in batches of bounded padded size.
+
+    One longer than ``batch_tokens`` is a batch of its own. Without ``mix_lengths`` only equal
     lengths share a batch.
     """
-    batch: list[Sample] = []
-    for sample in sorted(samples, key=lambda sample: -sample.num_tokens):
-        if not sample.num_scored:
-            continue
+    batch: list[T] = []
+    for item in sorted(items, key=length, reverse=True):
         if batch and (
-            batch[0].num_tokens * (len(batch) + 1) > batch_tokens
-            or (not mix_lengths and batch[0].num_tokens != sample.num_tokens)
+            length(batch[0]) * (len(batch) + 1) > batch_tokens
+            or (not mix_lengths and length(batch[0]) != length(item))
         ):
             yield batch
             batch = []
-        batch.append(sample)
+        batch.append(item)
     if batch:
         yield batch
 

@@ -11,6 +11,7 @@ from kdstore.header import read_header
 from kdstore.layout import (
     COMMITS,
     DATA,
+    GENERATED,
     RUNNING,
     TOKENIZER,
     is_partial,
@@ -50,7 +51,7 @@ def find_orphans(folder: Folder, *, older_than_s: float) -> list[Orphan]:
 def _paths_without_commit(folder: Folder, commits: Commits | None) -> list[str]:
     """Shards, running records and partial files in the folder of a store, or of an overlay."""
     named = set(commits.texts("path")) if commits is not None else set()
-    parts = (DATA, COMMITS, TOKENIZER, RUNNING)
+    parts = (DATA, COMMITS, TOKENIZER, GENERATED, RUNNING)
     paths = [f"{part}/{name}" for part in parts for name in folder.names(part)]
     return [
         path

@@ -15,6 +15,7 @@ from kdstore.header import Header, check_same_identity
 from kdstore.layout import (
     COMMITS,
     DATA,
+    GENERATED,
     HEADER,
     ID_ORDER,
     MAIN_SIGNAL,
@@ -26,7 +27,7 @@ from kdstore.writers.plan import Plan
 from kdstore.writers.shard import ShardWriter
 from kdstore.writers.units import UnitWriter
 
-_OURS = {HEADER, DATA, COMMITS, ID_ORDER, PLAN, RUNNING, TOKENIZER}
+_OURS = {HEADER, DATA, COMMITS, ID_ORDER, PLAN, RUNNING, TOKENIZER, GENERATED}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ class StoreWriter(UnitWriter):
         and UsageError if the folder holds something else.
         """
         if not folder.exists(HEADER):
-            _check_free(folder)
+            check_free(folder)
             _create(folder, dict(identity), make_plan, tokenizer_files)
         header = Header.from_bytes(folder.read(HEADER), where=folder.location(HEADER))
         _check_writable(header, folder)
@@ -91,7 +92,8 @@ class StoreWriter(UnitWriter):
         return cls(folder, header, plan, order)
 
 
-def _check_free(folder: Folder) -> None:
+def check_free(folder: Folder) -> None:
+    """UsageError for a folder that holds something else than a store, or parts of one."""
     foreign = [name for name in folder.names() if name not in _OURS and name[0] != "."]
     if foreign:
         raise UsageError(

@@ -92,7 +92,7 @@ def test_audits_are_of_the_audited_positions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_tokens: int
 ) -> None:
     """Each sample gets its own, however batches and chunks of the head are cut."""
-    monkeypatch.setattr(hf, "HEAD_ELEMENTS", 7 * V)
+    monkeypatch.setattr(hf, "head_rows", lambda *_: 7)
     teacher, samples = (
         teacher_at(saved_model(tmp_path, "Llama"), batch_tokens=batch_tokens),
         some_samples(),
@@ -116,7 +116,7 @@ def test_head_in_small_chunks_gives_the_same(
 ) -> None:
     teacher = teacher_at(saved_model(tmp_path, "Llama"))
     whole = signals_of(teacher.score(some_samples(), parse_selection("topk:k=5")))
-    monkeypatch.setattr(hf, "HEAD_ELEMENTS", 3 * V)
+    monkeypatch.setattr(hf, "head_rows", lambda *_: 3)
     parts = signals_of(teacher.score(some_samples(), parse_selection("topk:k=5")))
     for name, signal in whole.items():
         np.testing.assert_array_equal(signal.ids_N, parts[name].ids_N)

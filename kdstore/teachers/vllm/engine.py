@@ -77,6 +77,21 @@ def _environment() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+@contextmanager
+def engine_errors() -> Iterator[None]:
+    """TeacherError for an engine that has died; its own messages went before."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise TeacherError(
+            "the vLLM engine has died",
+            got=error,
+            todo="vLLM's own messages are above; run the same command again to resume",
+        ) from error
+
+
 def _check_options(options: Mapping[str, Any]) -> None:
     taken = [name for name in _OURS if name in options]
     if taken:

@@ -22,6 +22,7 @@ from kdstore.audit import AUDIT_SELECTION, audited_rows
 from kdstore.errors import TeacherError
 from kdstore.hashing import RowKeys
 from kdstore.select import SelectionStats, select_with_audit
+from kdstore.select.driver import head_rows
 from kdstore.select.sharded import fits_ranks, gather_ranks, select_gathered
 from kdstore.signal import SparseSignal
 from kdstore.teachers.vllm.packing import Answer, Tally, pack
@@ -29,7 +30,6 @@ from kdstore.teachers.vllm.request import TapRequest, TapRule
 from kdstore.teachers.vllm.shards import HeadShard
 
 _Select = Callable[[], tuple[SparseSignal, SparseSignal]]
-HEAD_ELEMENTS = 1 << 26  # logits held at once: 256 MB in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ class Tap:
         """Signal and audit of all rows, so many at once as their logits have room."""
         rows_on_device = torch.from_numpy(rows_S).to(hidden_TD.device)
         labels_on_device = labels_S.to(hidden_TD.device)
-        size = max(1, HEAD_ELEMENTS // self._vocab_size)
+        size = head_rows(self._vocab_size, hidden_TD.device)
         for start in range(0, len(rows_S), size):
             chunk = slice(start, start + size)
             hidden = hidden_TD[rows_on_device[chunk]]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -11,12 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdstore.completion import Completion, Prompt, Sampling
 from kdstore.errors import TeacherError
 from kdstore.sample import Sample
 from kdstore.select import DEFAULT_SCALARS, Selection
 from kdstore.teacher import Score
 from kdstore.teachers.hf_load import CheckpointInfo
 from kdstore.teachers.vllm.answers import MIN_SHARED_PREFIX, Answers, Asked
+from kdstore.teachers.vllm.engine import engine_errors
+from kdstore.teachers.vllm.generate import generate
 from kdstore.teachers.vllm.request import TapRule
 
 FETCH_POSITIONS = 1 << 14  # answers fetched at once: a few MB, and one pause of the engine
@@ -66,6 +68,15 @@ class VLLMTeacher:
         finally:
             if flying:
                 self._engine.abort_request(list(flying))
+
+    def generate(
+        self, groups: Iterable[Sequence[Prompt]], sampling: Sampling
+    ) -> Iterator[Completion]:
+        """One completion of each prompt, as the engine finishes them."""
+        padding_ids = range(self.num_ids, self.vocab_size)
+        yield from generate(
+            self._engine, groups, sampling, limit=self._limit, padding_ids=padding_ids
+        )
 
     def provenance(self) -> dict[str, Any]:
         """Versions, runner and mean probability of vocabulary padding since the last call."""
@@ -127,7 +138,7 @@ class VLLMTeacher:
 
     def _step(self, flying: dict[str, Asked]) -> list[Asked]:
         """Wait for the engine; what it has finished."""
-        with _engine_errors():
+        with engine_errors():
             outputs = self._engine.step()
         return [
             replace(flying.pop(output.request_id), output=output)
@@ -139,7 +150,7 @@ class VLLMTeacher:
         self, done: Sequence[Asked], flying: dict[str, Asked], rule: TapRule
     ) -> Iterator[Score]:
         """Scores of finished samples; one that lost rows to the prefix cache is asked again."""
-        with _engine_errors():
+        with engine_errors():
             answers = self._answers.collect(done, rule)
         self._totals["positions"] += self._answers.tally.num_positions
         self._totals["padding_mass"] += self._answers.tally.padding_mass
@@ -160,18 +171,3 @@ class VLLMTeacher:
 
 def _positions(done: Sequence[Asked]) -> int:
     return sum(asked.sample.num_scored for asked in done)
-
-
-@contextmanager
-def _engine_errors() -> Iterator[None]:
-    """TeacherError for an engine that has died; its own messages went before."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    try:
-        yield
-    except EngineDeadError as error:
-        raise TeacherError(
-            "the vLLM engine has died",
-            got=error,
-            todo="vLLM's own messages are above; run the same command again to resume",
-        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kdstore.teachers.vllm.cpu_seeds import rewind_generators
 from kdstore.teachers.vllm.hooks import install
 
 
@@ -19,6 +20,8 @@ class TapExtension:
         self.kdstore_tap, name = install(
             self.model_runner, vocab_size=vocab_size, answers=self.is_driver_worker
         )
+        if name == "v1" and self.model_runner.device.type == "cpu":
+            rewind_generators(self.model_runner)
         return name
 
     def kdstore_take(self, keys: Sequence[int]) -> bytes:

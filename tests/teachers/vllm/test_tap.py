@@ -102,7 +102,7 @@ def tap() -> Tap:
 )
 def test_steps_and_neighbours_change_nothing(tap, selection, monkeypatch):
     """Chunked prefill, mixed lengths, several runs, small chunks: draw for draw the same."""
-    monkeypatch.setattr(tap_module, "HEAD_ELEMENTS", 7 * V)
+    monkeypatch.setattr(tap_module, "head_rows", lambda *_: 7)
     a = Text(1, 40, ((1, 40),), selection=selection)
     b = Text(2, 23, ((5, 9), (11, 23)), selection=selection)
     c = Text(3, 2, ((1, 2),), selection=selection)
@@ -150,7 +150,7 @@ def test_rows_of_a_cached_prefix_are_missing_not_wrong(tap):
 
 
 def test_a_rank_without_logits_runs_the_head_as_often(monkeypatch):
-    monkeypatch.setattr(tap_module, "HEAD_ELEMENTS", 4 * V)
+    monkeypatch.setattr(tap_module, "head_rows", lambda *_: 4)
     calls: list[int] = []
     tap = Tap(lambda hidden: calls.append(len(hidden)), vocab_size=V)
     text = Text(1, 12, ((1, 12),))
@@ -161,7 +161,7 @@ def test_a_rank_without_logits_runs_the_head_as_often(monkeypatch):
 
 
 def test_an_error_is_kept_for_whoever_asks_and_ranks_stay_in_step(monkeypatch):
-    monkeypatch.setattr(tap_module, "HEAD_ELEMENTS", 4 * V)
+    monkeypatch.setattr(tap_module, "head_rows", lambda *_: 4)
     calls: list[int] = []
 
     def broken(hidden):
@@ -181,7 +181,7 @@ def test_an_error_is_kept_for_whoever_asks_and_ranks_stay_in_step(monkeypatch):
 
 def test_topk_comes_from_shards_of_the_head(monkeypatch):
     """One shard here; an error is kept, and the ranks' calls go on."""
-    monkeypatch.setattr(tap_module, "HEAD_ELEMENTS", 4 * V)
+    monkeypatch.setattr(tap_module, "head_rows", lambda *_: 4)
     calls: list[int] = []
 
     def gather(mine):
