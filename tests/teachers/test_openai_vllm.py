@@ -27,6 +27,8 @@ from tests.teachers.openai_cases import TOP5, V, hf_signals, signals, teacher_of
 MAX_LENGTH, MAX_LOGPROBS = 128, 64
 START_S = 300
 
+pytestmark = pytest.mark.xdist_group("openai server")
+
 
 @pytest.fixture(scope="module")
 def vllm_url(vllm_teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

@@ -85,3 +85,12 @@ def vllm_teacher(teacher_options: Callable[..., ScoringOptions]) -> Iterator[VLL
     """The teacher of an engine with chunked prefill, prefix caching and preemptions."""
     with running(teacher_options()) as teacher:
         yield teacher
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share an engine run in one of pytest's processes."""
+    for item in items:
+        if "vllm_teacher" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("vllm"))
+        elif item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
