@@ -67,9 +67,10 @@ class UnitWorker:
         if self._folder.exists(commit_path(unit)):  # by this task, before its worker was killed
             return report
         self._tracer.start(unit)
-        with self._reading, report.timing("read"):
+        with self._reading:
             planned = self._writer.plan.unit(unit)
-            samples = self._reader.samples(planned)
+            with report.timing("read"):
+                samples = self._reader.samples(planned)
         scored = self._scoring_thread.submit(self._score, planned, samples, report).result()
         with self._writing, report.timing("write"):
             shard = commit_unit(self._writer, scored).shard
