@@ -20,9 +20,11 @@ from kdstore.header import read_header
 if TYPE_CHECKING:
     from kdstore.teacher import Teacher
     from kdstore.teachers.openai_options import ServerOptions
+    from kdstore.teachers.ray_dump import RayOptions
     from kdstore.teachers.scoring import Scoring, ScoringOptions
     from kdstore.writers.overlay import OverlayWriter
     from kdstore.writers.pipeline import RunReport
+    from kdstore.writers.plan import PlannedUnit
     from kdstore.writers.units import UnitWriter
 
 ENGINE_OPTIONS = (
@@ -120,6 +122,20 @@ ENGINE_OPTIONS = (
 @click.option("--temperature", type=float, help="Of --generate; 0: the most probable. [1.0]")
 @click.option("--top-p", type=float, help="Of --generate: the fewest that reach p. [1.0]")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="Of an answer. [512]")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="This process, or workers of a Ray cluster: that of RAY_ADDRESS, or one of its own.",
+)
+@click.option(
+    "--ray-workers", type=click.IntRange(min=1), help="Default: as many as there is room for."
+)
+@click.option(
+    "--ray-resources",
+    help='Of a worker: {"num_gpus": 1}. Default: GPUs for all parts of a teacher, or CPUs.',
+)
 @click.option("--device", help="Default: cuda where there is one, else cpu.")
 @click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16, float16.")
 @click.option("--tensor-parallel-size", type=click.IntRange(min=1), help="Of vLLM's engine.")
@@ -147,6 +163,7 @@ def _dump(options: dict[str, Any], resources: ExitStack) -> None:
     from kdstore.writers.run import run_units
     from kdstore.writers.worker import worker_of
 
+    ray = _ray_options(options)
     worker, num_workers = worker_of(options["worker"], os.environ)
     folder = Folder(options["out"])
     _check_overlay_options(options)
@@ -167,8 +184,11 @@ def _dump(options: dict[str, Any], resources: ExitStack) -> None:
     report, quiet = RunReport(), options["quiet"]
     if pending and not options["plan_only"]:
         planned = [store.plan.unit(unit) for unit in pending]
-        teacher, source = load_teacher(), scoring.source
-        report = run_units(writer, teacher, source, planned, quiet=quiet, stop_on_signals=True)
+        if ray is not None:
+            report = _run_over_ray(scoring.options, options["out"], ray, planned, quiet=quiet)
+        else:
+            teacher, source = load_teacher(), scoring.source
+            report = run_units(writer, teacher, source, planned, quiet=quiet, stop_on_signals=True)
     writer.seal()
     _report(writer, report, as_json=options["as_json"], quiet=quiet)
 
@@ -258,6 +278,52 @@ def _check_overlay_options(options: dict[str, Any]) -> None:
             expected="--overlay NAME with --draw N or with --scalars NAMES",
             got=" ".join(given),
         )
+
+
+def _ray_options(options: dict[str, Any]) -> RayOptions | None:
+    """What the options say of Ray, None for another engine; UsageError for what does not fit."""
+    over_ray = options["engine"] == "ray"
+    names = {
+        "--ray-workers": options["ray_workers"],
+        "--ray-resources": options["ray_resources"],
+        "--unit": None if options["worker"] == "0/1" else options["worker"],
+        "--overlay": options["overlay"],
+        "--generate": options["generate"] or None,
+    }
+    misfits = list(names)[2:] if over_ray else list(names)[:2]
+    given = [name for name in misfits if names[name] is not None]
+    if given:
+        raise UsageError(
+            f"the engine {options['engine']} does not take {', '.join(given)}",
+            where="--engine",
+            todo="leave it out" if over_ray else "give --engine ray",
+        )
+    if not over_ray:
+        return None
+    from kdstore.teachers.ray_dump import RayOptions, import_ray
+
+    import_ray()  # before anything is planned
+    resources = parse_options(options["ray_resources"] or "{}", "--ray-resources")
+    return RayOptions(workers=options["ray_workers"], resources=resources)
+
+
+def _run_over_ray(
+    scoring: ScoringOptions,
+    out: str,
+    ray: RayOptions,
+    planned: list[PlannedUnit],
+    *,
+    quiet: bool,
+) -> RunReport:
+    from kdstore.teachers.ray_dump import RayDump
+    from kdstore.writers.run import run_engine
+
+    return run_engine(
+        lambda stopping: RayDump(scoring, out, ray, stopping=stopping),
+        planned,
+        quiet=quiet,
+        stop_on_signals=True,
+    )
 
 
 def _open_overlay(options: dict[str, Any]) -> OverlayWriter:

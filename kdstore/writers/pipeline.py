@@ -37,7 +37,8 @@ STAGES = ("read", "score", "write", "wait")
 class RunReport:
     """What a run has done: units committed, their bytes and tokens, and tokens scored.
 
-    ``stages``: seconds of reading, scoring, writing, and of the teacher waiting for the others.
+    ``stages``: seconds of reading, scoring, writing, and of the teacher waiting for the others, of
+    all ``workers`` together.
     """
 
     units: int = 0
@@ -46,6 +47,23 @@ class RunReport:
     tokens_scored: int = 0
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    workers: int = 1
+
+    @contextmanager
+    def timing(self, stage: str) -> Iterator[None]:
+        """Count the time of the block as a stage's. Each stage is timed by one thread alone."""
+        start_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.stages[stage] += time.monotonic() - start_s
+
+    def add(self, other: RunReport) -> None:
+        """Count what another worker has done; the seconds in all are one's own."""
+        for name in ("units", "bytes", "tokens", "tokens_scored"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name, seconds in other.stages.items():
+            self.stages[name] += seconds
 
     def to_dict(self) -> dict[str, float]:
         """Seconds in all and of each stage, and tokens a second."""
@@ -129,7 +147,7 @@ class Pipeline:
         """Whether there is a unit, and someone who takes it."""
         self._tracer.start(unit.unit)
         before_s = self.report.stages["read"]
-        with self._blaming(unit), self._timing("read"):
+        with self._blaming(unit), self.report.timing("read"):
             _, samples = next(found, (unit, None))
         if samples is None:
             return False
@@ -149,11 +167,11 @@ class Pipeline:
         units, going_on = iter(self._units), True
         while going_on:
             before_s = self.report.stages["wait"]
-            with self._timing("wait"):
+            with self.report.timing("wait"):
                 read = next(units, None)
             if read is None or self._is_over():
                 return
-            with self._blaming(read.unit), self._timing("score"):
+            with self._blaming(read.unit), self.report.timing("score"):
                 scored = score_unit(
                     self._writer, self._teacher, read.unit, read.samples, on_tokens=count
                 )
@@ -162,14 +180,14 @@ class Pipeline:
                 read_seconds=round(read.seconds, 3), wait_seconds=round(waited_s, 3)
             )
             del read
-            with self._timing("wait"):
+            with self.report.timing("wait"):
                 going_on = self._scored.put(scored, num_bytes=scored.num_bytes)
             del scored
 
     def _commit(self) -> None:
         with self._failing():
             for scored in self._scored:
-                with self._blaming(scored.unit), self._timing("write"):
+                with self._blaming(scored.unit), self.report.timing("write"):
                     shard = commit_unit(self._writer, scored).shard
                 self._tracer.done(scored.unit.unit)
                 del scored
@@ -177,15 +195,6 @@ class Pipeline:
                 self.report.bytes += shard.bytes
                 self.report.tokens += shard.tokens
         self._scored.shut()
-
-    @contextmanager
-    def _timing(self, stage: str) -> Iterator[None]:
-        """Each stage is timed by one thread alone."""
-        start_s = time.monotonic()
-        try:
-            yield
-        finally:
-            self.report.stages[stage] += time.monotonic() - start_s
 
     @contextmanager
     def _blaming(self, unit: PlannedUnit) -> Iterator[None]:

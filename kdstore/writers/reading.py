@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from kdstore.errors import InputError
 from kdstore.sample import Sample
@@ -12,19 +12,19 @@ from kdstore.writers.plan import PlannedUnit
 
 def planned_samples(
     source: DumpSource,
-    units: Sequence[PlannedUnit],
+    units: Iterable[PlannedUnit],
     *,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[PlannedUnit, list[Sample]]]:
     """Each unit with its samples, from one pass over the source; other rows are not tokenised.
 
-    Ends early, in the middle of a unit, once ``is_over``. Raises InputError if the source no longer
-    gives what was planned.
+    A unit is asked for once the one before has been taken. Ends early, in the middle of a
+    unit, once ``is_over``. Raises InputError if the source no longer gives what was planned.
     """
-    if not units:
-        return
     waiting = iter(units)
-    unit = next(waiting)
+    unit = next(waiting, None)
+    if unit is None:
+        return
     found: list[Sample] = []
     for row, content in source.rows.rows(unit.first_row):
         if is_over():
