@@ -153,8 +153,9 @@ def test_resume_with_other_workers_is_exact(tmp_path, store, stop, epochs, layou
     assert not torch.equal(parameters_of(first), parameters_of(whole))
     workers = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "fork"}
     resumed = store_trainer(second, store, folder, **options, **workers)
+    others = multiprocessing.active_children()  # an engine that tests share
     resumed.train(resume_from_checkpoint=True)
-    assert not multiprocessing.active_children()
+    assert {*multiprocessing.active_children()} <= {*others}
     assert resumed.state.global_step == resumed.state.max_steps == steps
     assert torch.equal(parameters_of(second), parameters_of(whole))
 
